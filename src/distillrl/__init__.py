@@ -1,0 +1,47 @@
+"""distillrl makes small students of trained reinforcement-learning policies.
+
+    distill(teacher, env, student="mlp:16x16") → Run      the loop, in seconds
+    load(path) → Player                                    any teacher or student; ``predict`` as in stable-baselines3
+    evaluate(policy, env, teacher=None) → verdict          returns with intervals, on seeds that chose nothing
+
+Errors are Misconfigured, Missing and Failed. Nothing heavy is imported before it is used (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from distillrl.errors import DistillError, Failed, Misconfigured, Missing
+
+if TYPE_CHECKING:
+    from distillrl.config import Config, Phase
+    from distillrl.distillation import Run, distill
+    from distillrl.evaluation import evaluate
+    from distillrl.loading import info, load
+
+__version__ = "0.1.0"
+STARTED = time.perf_counter()
+"""When this process imported distillrl; «with imports» is counted from here."""
+
+_WHERE = {
+    "distill": "distillation",
+    "Run": "distillation",
+    "Config": "config",
+    "Phase": "config",
+    "load": "loading",
+    "evaluate": "evaluation",
+    "info": "loading",
+}
+__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "distill", "evaluate", "info", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'distillrl' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"distillrl.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,5 @@
+"""python -m distillrl"""
+
+from distillrl.cli import run
+
+run()

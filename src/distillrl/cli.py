@@ -1,0 +1,211 @@
+"""The command line: each verb is one function; parsing imports no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distillrl import __version__, config as configuration
+from distillrl.errors import DistillError, Misconfigured
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="distillrl")
+def main() -> None:
+    """Make small, fast, shippable students of trained reinforcement-learning policies."""
+
+
+def run() -> None:
+    """The entry point: our errors become a sentence and exit code 2, never a traceback."""
+    try:
+        code = main.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except DistillError as error:
+        click.echo(f"distillrl: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("distillrl: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _env_kwargs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    """``gravity=-5`` becomes {"gravity": -5}; a value that isn't TOML is text."""
+    import tomllib
+
+    given: dict[str, Any] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise click.BadParameter(f"{text!r}: write it as name=value, such as gravity=-5")
+        try:
+            given[name.strip()] = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            given[name.strip()] = value
+    return given or None
+
+
+_ENV_OPTIONS = [
+    click.option("--env", help="Gymnasium id, or module:id; by default what the teacher's file names."),
+    click.option("--env-kwargs", multiple=True, callback=_env_kwargs, metavar="NAME=VALUE", help="Keyword argument of the environment; may be repeated."),
+    click.option("--backend", help="auto, gymnasium, gymnasium:1, gymnasium:2 (processes) or envpool."),
+    click.option("--max-episode-steps", type=int, help="Cut episodes after so many steps."),
+    click.option("--seed", type=int, help="One seed for everything; 0 by default."),
+]
+_TEACHER_OPTIONS = [
+    click.option("--format", "format_", help="The teacher file's format, where it can't be told by looking."),
+    click.option("--model", help="module:Class of a network for a bare state dict."),
+    click.option("--vecnormalize", help="VecNormalize statistics that lie elsewhere than beside the teacher."),
+    click.option("--teacher-sees", help="What the teacher sees, such as group=state."),
+]
+
+
+def _with(options: list[Any]) -> Any:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("teacher", required=False)
+@_with(_ENV_OPTIONS)
+@_with(_TEACHER_OPTIONS)
+@click.option("--student", help="mlp:16x16, mlp:64x64:relu, mlp: (linear).  [default: mlp:16x16]")
+@click.option("--method", help="auto, dagger, policy-distillation, behaviour-cloning, on-policy.  [default: auto]")
+@click.option("--terms", help="Objectives with weights: 'forward_kl: linear(1,0.1), value_mse: 0.5'; '+…' adds to the method's own.")
+@click.option("--until", help="retention=0.99, return=200, agreement=0.95 or none; a point estimate on selecting seeds.")
+@click.option("--env-steps", type=int, help="At most so many environment steps.")
+@click.option("--labels", type=int, help="At most so many states labelled by the teacher.")
+@click.option("--seconds", type=float, help="At most so long.")
+@click.option("--rounds", type=int, help="At most so many rounds.")
+@click.option("--slots", type=int, help="Environments side by side.")
+@click.option("--threads", type=int, help="Torch threads; 1 is fastest for small networks.")
+@click.option("--device", help="cpu, cuda, …")
+@click.option("--init", help="Begin from this student.")
+@click.option("--out", help="The run folder.  [default: runs/ENVIRONMENT-TIME]")
+@click.option("--config", "config_file", help="A config.toml; flags override it.")
+@click.option("--resume", help="Go on with this run folder.")
+@click.option("--show", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
+@click.option("--quiet", is_flag=True, help="Say nothing but the verdict.")
+def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, out: str | None, format_: str | None, terms: str | None, **flags: Any) -> int:
+    """Make a student of TEACHER, a policy's file.
+
+    \b
+    distillrl distill teacher.zip --env LunarLander-v3 --student mlp:16x16
+    distillrl distill teacher.zip --env LunarLander-v3 --until retention=0.99 --seconds 60 --out runs/lander
+    distillrl distill --config runs/lander/config.toml
+    distillrl distill --resume runs/lander
+
+    Exit code 0: the aim was reached; 1: it was not; 2: something was wrong, in a sentence.
+    """
+    from distillrl.console import Display, print_verdict
+
+    if resume is not None and (teacher or config_file or any(v is not None for v in flags.values())):
+        raise Misconfigured("--resume goes on with what the run folder says; give no teacher and no other options with it")
+    settled = _settled(config_file, {"teacher": teacher, "format": format_, "terms": terms, **flags})
+    if show:
+        from distillrl.distillation import expanded
+
+        click.echo(configuration.dumps(expanded(settled)), nl=False)
+        return 0
+    from distillrl.distillation import distill as work
+
+    try:
+        with Display(quiet) as display:
+            run = work(config=settled, out=out, resume=resume, show=display)
+    except KeyboardInterrupt as stopped:
+        click.echo(str(stopped) or "interrupted", err=True)
+        return 130
+    print_verdict(run.verdict)
+    click.echo(f"student: {run.policy.info.get('file', run.folder / 'student.safetensors')}")
+    if not run.reached:
+        click.echo(_short(run.verdict), err=True)
+    return 0 if run.reached else 1
+
+
+def _settled(config_file: str | None, flags: Mapping[str, Any]) -> configuration.Config:
+    base = configuration.Config()
+    if config_file is not None:
+        base = configuration.build(configuration.read(Path(config_file)), config_file)
+    settled = configuration.with_changes(base, flags)
+    if flags.get("method") is not None and flags["method"] != base.method:
+        settled = replace(settled, phase=())
+    return settled
+
+
+def _short(verdict: Mapping[str, Any]) -> str:
+    spent = {"env_steps": "--env-steps", "labels": "--labels", "seconds": "--seconds", "rounds": "--rounds"}.get(verdict["ended_by"], "its budget")
+    return (
+        f"short of its aim ({verdict['until']}) when {spent} was spent. Try more of it, a larger --student"
+        + (", or another --method" if verdict["method"] != "auto" else "")
+        + "; the best student so far was kept."
+    )
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("policy")
+@_with(_ENV_OPTIONS)
+@_with(_TEACHER_OPTIONS)
+@click.option("--teacher", help="The teacher to compare with, on the same seeds.")
+@click.option("--episodes", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print verdict.json's shape.")
+def evaluate(policy: str, teacher: str | None, episodes: int, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+    """Measure POLICY, a student or a teacher, on episodes that chose nothing."""
+    from distillrl.console import print_verdict
+    from distillrl.evaluation import evaluate as work
+    from distillrl.teachers import Options
+
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize)
+    verdict = work(policy, env, teacher, episodes=episodes, seed=seed or 0, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
+    if as_json:
+        click.echo(json.dumps(verdict, indent=1))
+    else:
+        print_verdict(verdict)
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("policy")
+@_with(_TEACHER_OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def info(policy: str, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None) -> int:
+    """Say what POLICY is: algorithm, spaces, layers, sizes, what knowledge it can give."""
+    from distillrl.loading import info as work
+    from distillrl.teachers import Options
+
+    found = work(policy, Options(format=format_, model=model, sees=teacher_sees, vecnormalize=vecnormalize))
+    if as_json:
+        click.echo(json.dumps(found, indent=1, default=str))
+        return 0
+    width = max(len(k) for k in found)
+    for key, value in found.items():
+        if value in (None, [], {}, ()):
+            continue
+        lines = [f"{k}: {v}" for k, v in value.items()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        if key == "gives":
+            lines = [", ".join(lines)]
+        for i, line in enumerate(lines):
+            click.echo(f"{key if i == 0 else '':<{width}}  {line:,}" if isinstance(line, int) and not isinstance(line, bool) else f"{key if i == 0 else '':<{width}}  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,213 @@
+"""The options of a run as frozen records; TOML first, then flags. Needs no torch.
+
+``config.toml`` of a run folder is a Config with everything resolved: reading it back runs the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from distillrl.errors import Failed, Misconfigured, nearest
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a method: who drives, what is kept, what is learnt, until when."""
+
+    beta: str = "0"
+    """The teacher's share of the driving, a schedule: 1, 0, power(0.9), linear(1, 0, over=10)."""
+    by: str = "step"
+    """Draw who drives by "step" or by "episode"."""
+    sampled: bool = False
+    """Play samples while collecting, not the most likely actions."""
+    keep: str = "all"
+    """"all" labelled states, or only the last "round"."""
+    terms: Mapping[str, Any] = field(default_factory=dict)
+    """Objective → {weight = schedule, and the objective's own options}, or its weight alone."""
+    train: str = "all"
+    """"all", or the names of the parts that learn, such as "value"."""
+    rounds: int = 0
+    """Rounds of this phase; 0: until the run ends."""
+    first: int = 64
+    """Steps of each environment in round 0, from which the student's normaliser is measured."""
+    steps: int = 16
+    """Steps of each environment a round."""
+    updates: int = 64
+    """Gradient updates a round."""
+    batch: int = 256
+    lr: float = 3e-3
+    average: float = 0.99
+    """Decay of the moving average of the weights; 0 is off."""
+
+    def __post_init__(self) -> None:
+        _choice("by", self.by, ("step", "episode"))
+        _choice("keep", self.keep, ("all", "round"))
+        for name in ("first", "steps", "updates", "batch"):
+            _positive(name, getattr(self, name))
+        if not 0 <= self.average < 1:
+            raise Misconfigured(f"average = {self.average}: a decay from 0 (off) to below 1 is right")
+        if not 0 < self.lr < 10:
+            raise Misconfigured(f"lr = {self.lr}: a learning rate above 0, such as 3e-3, is right")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on; the defaults are the command line's."""
+
+    teacher: str | None = None
+    env: str | None = None
+    student: str = "mlp:16x16"
+    method: str = "auto"
+    seed: int = 0
+    until: str | None = "retention=0.99"
+    """Stop once a figure measured on selecting seeds is reached: retention, return or agreement; "none" never."""
+    env_steps: int = 300_000
+    labels: int | None = None
+    seconds: float | None = None
+    rounds: int | None = None
+    """Stop after this many rounds; a run that ended by the clock notes its own here."""
+    slots: int = 32
+    """Environments side by side."""
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int = 1
+    max_episode_steps: int | None = None
+    init: str | None = None
+    format: str | None = None
+    model: str | None = None
+    vecnormalize: str | None = None
+    teacher_sees: str | None = None
+    select_episodes: int = 20
+    verdict_episodes: int = 50
+    checkpoint_seconds: float = 5.0
+    """A checkpoint is written about this often; 0: after every round."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    terms: str | None = None
+    """Objectives with weights in place of the method's, or with a leading + beside them; settled into the phases."""
+    phase: tuple[Phase, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("env_steps", "slots", "threads", "select_episodes", "verdict_episodes"):
+            _positive(name, getattr(self, name))
+        for name in ("labels", "seconds", "rounds", "max_episode_steps"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if self.seed < 0:
+            raise Misconfigured(f"seed = {self.seed}: a whole number from 0 on is right")
+        aim(self.until)
+
+
+def parse_terms(text: str) -> tuple[bool, dict[str, str]]:
+    """``+hint: 0.1, value_mse: linear(1,0)`` → (True, {"hint": "0.1", "value_mse": "linear(1,0)"}); True: beside the method's."""
+    added = text.lstrip().startswith("+")
+    terms: dict[str, str] = {}
+    for part in re.split(r",(?![^()]*\))", text.strip().lstrip("+")):
+        name, colon, weight = part.partition(":")
+        if not name.strip() or (colon and not weight.strip()):
+            raise Misconfigured(f"--terms {text!r}: write it as 'forward_kl: linear(1,0.1), value_mse: 0.5'")
+        terms[name.strip().lstrip("+")] = weight.strip() or "1"
+    return added, terms
+
+
+def with_terms(phases: tuple[Phase, ...], text: str) -> tuple[Phase, ...]:
+    """The phases with these terms in place of their own, or beside them."""
+    added, terms = parse_terms(text)
+    return tuple(dataclasses.replace(p, terms={**(p.terms if added else {}), **terms}) for p in phases)
+
+
+def aim(text: str | None) -> tuple[str, float] | None:
+    """``retention=0.99`` → ("retention", 0.99); None for none. Raises Misconfigured."""
+    if text is None or text.lower() == "none":
+        return None
+    name, equals, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if not equals or value != value:
+        raise Misconfigured(f"--until {text!r}: write it as retention=0.99, return=200 or agreement=0.95")
+    _choice("--until", name.strip(), ("retention", "return", "agreement"))
+    return name.strip(), value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The raw keys of a TOML file; raises Failed or Misconfigured with the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Failed(f"{path} can't be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"{path} is not TOML: {error}") from None
+
+
+def build(data: Mapping[str, Any], where: str = "the configuration") -> Config:
+    """A Config of plain data; an unknown key names the nearest right one, a wrong type says what is right."""
+    return _build(Config, data, where)
+
+
+def dumps(config: Config, heading: str = "") -> str:
+    """The TOML of a Config, defaults too; keys that are None are left out."""
+    import tomli_w
+
+    text = tomli_w.dumps(_plain(config))
+    return f"{heading}\n{text}" if heading else text
+
+
+def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The same with the given keys changed; None means: not given."""
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(record):
+        value = getattr(record, f.name)
+        if f.name == "until" and value is None:
+            value = "none"
+        if value is None or (f.name == "phase" and not value):
+            continue
+        out[f.name] = [_plain(v) for v in value] if f.name == "phase" else dict(value) if isinstance(value, Mapping) else value
+    return out
+
+
+def _build(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in hints:
+            raise Misconfigured(f"{where}: unknown key {key!r}{nearest(key, hints)}")
+        if key == "phase":
+            if not isinstance(value, list) or not all(isinstance(p, Mapping) for p in value):
+                raise Misconfigured(f"{where}: phase must be written as tables, [[phase]]")
+            values[key] = tuple(_build(Phase, p, f"{where}, phase {i + 1}") for i, p in enumerate(value))
+        else:
+            values[key] = _checked(f"{where}: {key}", value, hints[key])
+    return kind(**values)
+
+
+def _checked(where: str, value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (types.UnionType,) else (hint,)
+    plain = tuple(get_origin(k) or k for k in kinds)
+    if float in plain and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and bool not in plain or not isinstance(value, plain):
+        names = " or ".join({"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "Mapping": "a table"}.get(k.__name__, k.__name__) for k in plain if k is not type(None))
+        raise Misconfigured(f"{where} = {value!r}: {names} is right")
+    return value
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise Misconfigured(f"{name} = {value!r}{nearest(value, known)}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0 or value != value or value == float("inf"):
+        raise Misconfigured(f"{name} = {value}: a number above 0 is right")

@@ -1,0 +1,133 @@
+"""What a run shows while it works: a live table in a terminal, plain lines elsewhere, and the verdict in words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+COLUMNS = ("round", "env steps", "steps/s", "agreement", "return", "teacher", "time left")
+
+
+class Display:
+    """Shows each round's metrics: ``with Display(...) as show: distill(..., show=show)``."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet, self.live, self.table_rows = quiet, None, []  # type: ignore[var-annotated]  # rich is imported late
+        self.terminal = sys.stderr.isatty() and not quiet
+        self.last_return: float | None = None
+        self.rounds = 0
+
+    def __enter__(self) -> Display:
+        if self.terminal:
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(stderr=True), refresh_per_second=8, transient=False)
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        """A round's metrics, or {"note": sentence}."""
+        for key in ("note", "warning"):
+            if key in metrics:
+                self._say(f"{key}: {metrics[key]}")
+        if "round" not in metrics or self.quiet:
+            return
+        self.rounds += 1
+        self.last_return = metrics.get("return.student", self.last_return)
+        if self.live is not None:
+            self.table_rows = [*self.table_rows[-7:], metrics]
+            self.live.update(self._table())
+        elif "return.student" in metrics or self.rounds in (1, 2, 4, 8, 16) or self.rounds % 32 == 0:
+            print(_line(metrics), file=sys.stderr, flush=True)
+
+    def _say(self, sentence: str) -> None:
+        if self.live is not None:
+            self.live.console.print(sentence, style="yellow", markup=False)
+        elif not self.quiet:
+            print(sentence, file=sys.stderr, flush=True)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        terms = sorted(k for k in self.table_rows[-1] if k.startswith("term."))
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        for name in ("round", "steps", "/s", *(t[5:] for t in terms), "agree", "return", "teacher", "left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.table_rows:
+            table.add_row(
+                str(row["round"]),
+                f"{row['env_steps']:,}",
+                f"{row['steps_per_second']:,.0f}",
+                *(f"{row.get(t, float('nan')):.4f}" for t in terms),
+                f"{row['agreement']:.3f}",
+                _number(row.get("return.student")),
+                _number(row.get("return.teacher")),
+                _left(row),
+            )
+        return table
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    terms = "  ".join(f"{k[5:]} {v:.4f}" for k, v in sorted(row.items()) if k.startswith("term."))
+    reached = f"  return {_number(row['return.student'])} (teacher {_number(row['return.teacher'])})" if row.get("return.student") is not None else ""
+    return f"round {row['round']:>4}  {row['env_steps']:>8,} steps  {row['steps_per_second']:>7,.0f}/s  {terms}  agreement {row['agreement']:.3f}{reached}  {_left(row)} left"
+
+
+def _left(row: Mapping[str, Any]) -> str:
+    """Seconds left at most: until the budget of steps or of time is spent."""
+    spent, steps = row.get("seconds") or 0.0, row["env_steps"]
+    left = spent * max(0, row.get("budget", steps) - steps) / max(1, steps)
+    if row.get("limit_seconds"):
+        left = min(left, max(0.0, row["limit_seconds"] - spent))
+    return f"≤ {left:.0f} s"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def print_verdict(verdict: Mapping[str, Any]) -> None:
+    """The verdict as a table: teacher, student, random; then retention and agreement in words."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    columns = [who for who in ("teacher", "student", "random") if verdict.get(who)]
+    table.add_column("")
+    for who in columns:
+        table.add_column(who, justify="right")
+    rows = (
+        ("return", lambda p: _number(p["return"]["mean"])),
+        ("95 % interval", lambda p: f"{_number(p['return']['low'])} … {_number(p['return']['high'])}"),
+        ("worst episode", lambda p: _number(p["return"]["worst"])),
+        ("return, sampled", lambda p: _number(p["return_sampled"]["mean"]) if p.get("return_sampled") else "–"),
+        ("episodes", lambda p: str(p["return"]["episodes"])),
+        ("parameters", lambda p: f"{p['parameters']:,}" if p["parameters"] is not None else "–"),
+        ("bytes", lambda p: f"{p['bytes']:,}" if p["bytes"] is not None else "–"),
+        ("latency, 1 state", lambda p: f"{p['latency_us']:.0f} µs" if p["latency_us"] is not None else "–"),
+    )
+    for name, cell in rows:
+        table.add_row(name, *(cell(verdict[who]) for who in columns))
+    console.print(table)
+    for sentence in sentences(verdict):
+        console.print(sentence, markup=False, highlight=False)
+
+
+def sentences(verdict: Mapping[str, Any]) -> list[str]:
+    """The verdict in words."""
+    said = []
+    if (kept := verdict.get("retention")) is not None:
+        said.append(f"retention {kept['value']:.1%} of what the teacher earns above random ({kept['low']:.1%} … {kept['high']:.1%}, {verdict['student']['return']['episodes']} fresh episodes, the same for both)")
+    if verdict.get("agreement") is not None:
+        said.append(f"agreement {verdict['agreement']:.1%} of the student's own states")
+    if verdict.get("env_steps") is not None:
+        said.append(f"{verdict['env_steps']:,} environment steps, {verdict['teacher_labels']:,} labels, {verdict['seconds']['work']:.2f} s of work (+ {verdict['seconds']['selecting']:.2f} s selecting)")
+    return said + list(verdict.get("notes", []))

@@ -1,0 +1,284 @@
+"""What policies earn: unbiased returns on known seeds, agreement, latency, and the verdict over all three players."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import distillrl
+from distillrl import envs, stats
+from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import Failed, Misconfigured
+from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters, agreement, played, to_environment
+from distillrl.records import Prediction, Spec
+
+MAX_SLOTS = 64
+ENDLESS = 200_000
+"""Ticks after which an episode that hasn't ended is taken for one that never will."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Episodes in the order of their seeds: returns and lengths [episodes], what they cost, agreement with a shadow."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    steps: int
+    seconds: float
+    agreement: float | None = None
+
+
+class Random:
+    """Plays uniformly at random: the foot of the scale that retention is measured on."""
+
+    gives: frozenset[str] = frozenset({"action"})
+
+    def __init__(self, spec: Spec, generator: torch.Generator) -> None:
+        self.spec, self.generator = spec, generator
+        self.info: Mapping[str, Any] = {"format": "random"}
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def act(self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None, wants: frozenset[str] = ACTION) -> tuple[Prediction, Memory]:
+        """See Policy.act; an unbounded box is drawn from a standard normal, as gymnasium samples it."""
+        name, group = next(iter(self.spec.observations.items()))
+        lead = obs[name].shape[: obs[name].dim() - len(group.shape)]
+        space = self.spec.action
+        if space.kind == "box":
+            low, high = torch.tensor(space.low), torch.tensor(space.high)
+            bounded = low.isfinite() & high.isfinite()
+            unit = torch.empty(*lead, space.dimensions).uniform_(generator=self.generator)
+            normal = torch.empty(*lead, space.dimensions).normal_(generator=self.generator)
+            return Prediction(Deterministic(torch.where(bounded, low + unit * (high - low), normal.clamp(low, high)))), memory
+        logits = torch.zeros(*lead, space.size)
+        uniform = {"discrete": lambda: Categorical(logits), "multidiscrete": lambda: MultiCategorical(logits, space.nvec)}
+        distribution = uniform.get(space.kind, lambda: Bernoulli(logits))()
+        return Prediction(Deterministic(distribution.sample(self.generator))), memory
+
+
+def play(
+    policy: Policy,
+    options: EnvOptions,
+    episodes: int,
+    seeds: Seeds,
+    *,
+    sampled: bool = False,
+    generator: torch.Generator | None = None,
+    shadow: Policy | None = None,
+) -> Episodes:
+    """Play ``episodes`` whole episodes, number i on ``seeds(i)``, so that policies can be compared in pairs.
+
+    Each slot plays a quota that is fixed beforehand: taking episodes as they end would count the short ones too often.
+    ``shadow`` is asked too, at every state, whether it would have done the same. Raises Failed for an episode without end.
+    """
+    began = time.perf_counter()
+    n = envs.slots_of(options, min(episodes, MAX_SLOTS))
+    vector = envs.make(options, n, seeds, episodes)
+    try:
+        with torch.inference_mode():
+            return _play(policy, vector, episodes, sampled, generator, shadow, began)
+    finally:
+        vector.close()
+
+
+def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, generator: torch.Generator | None, shadow: Policy | None, began: float) -> Episodes:
+    n, spec = vector.n, vector.spec
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    index = np.arange(n)
+    gained, taken = np.zeros(n), np.zeros(n, dtype=np.int64)
+    ended, starts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
+    memory, shadow_memory = policy.init(n), shadow.init(n) if shadow is not None else {}
+    same = asked = 0
+    obs = _tensors(vector.reset(), spec)
+    while bool((playing := index < episodes).any()):
+        begin = torch.from_numpy(starts)
+        prediction, memory = policy.act(obs, memory, begin, ACTION)
+        counted = playing & ~ended
+        if shadow is not None:
+            other, shadow_memory = shadow.act(obs, shadow_memory, begin, ACTION)
+            agree = agreement(prediction, other).numpy()
+            same, asked = same + int(agree[counted].sum()), asked + int(counted.sum())
+        action = to_environment(played(prediction, sampled, generator), spec)
+        new, reward, terminated, truncated = vector.step(action)
+        obs = _tensors(new, spec)
+        starts = ended & playing
+        gained += np.where(counted, reward, 0.0)
+        taken += counted
+        ended = (terminated | truncated) & counted
+        for slot in np.flatnonzero(ended):  # once an episode, not once a step
+            returns[index[slot]], lengths[index[slot]] = gained[slot], taken[slot]
+            gained[slot] = taken[slot] = 0
+        index = index + n * ended
+        if taken.max() > ENDLESS:
+            raise Failed(f"an episode has not ended after {ENDLESS} steps; set --max-episode-steps")
+    if not np.isfinite(returns).all():
+        raise Failed(f"episode {int(np.flatnonzero(~np.isfinite(returns))[0])} has a return that is NaN or infinite")
+    share = same / asked if asked else None
+    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share)
+
+
+def _tensors(obs: envs.Observations, spec: Spec) -> dict[str, Tensor]:
+    return {k: torch.as_tensor(obs[k]) for k in spec.observations}
+
+
+def latency_us(policy: Policy, budget: float = 0.05) -> float:
+    """Microseconds for the action of one state, observation in and action out, the least of many calls."""
+    obs = {k: torch.zeros(1, *g.shape, dtype=getattr(torch, g.dtype, torch.float32)) for k, g in policy.spec.observations.items()}
+    memory, starts = policy.init(1), torch.zeros(1, dtype=torch.bool)
+    best, until = float("inf"), time.perf_counter() + budget
+    with torch.inference_mode():
+        while (began := time.perf_counter()) < until or best == float("inf"):
+            prediction, memory = policy.act(obs, memory, starts, ACTION)
+            to_environment(played(prediction, False), policy.spec)
+            best = min(best, time.perf_counter() - began)
+    return best * 1e6
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything measured of one player: most likely actions, samples (None for a deterministic one)."""
+
+    likely: Episodes
+    sampled: Episodes | None
+
+
+def measure(policy: Policy, options: EnvOptions, episodes: int, seed: int, stream: str = "verdict", shadow: Policy | None = None) -> Results:
+    """A policy's episodes with its most likely action and with samples, on the same seeds."""
+    seeds = Seeds(seed, stream)
+    likely = play(policy, options, episodes, seeds, shadow=shadow)
+    if "distribution" not in policy.gives:
+        return Results(likely, None)
+    generator = torch.Generator().manual_seed(seed)
+    return Results(likely, play(policy, options, episodes, seeds, sampled=True, generator=generator))
+
+
+def verdict(
+    options: EnvOptions,
+    spec: Spec,
+    episodes: int,
+    seed: int,
+    *,
+    student: Policy | None,
+    teacher: Policy | None,
+    sizes: Mapping[str, int | None],
+) -> dict[str, Any]:
+    """Measure teacher, student and random policy on the same fresh seeds, as the ``verdict.json`` of every run has it.
+
+    Keys: agreement, retention {value, low, high}, difference {value, low, high}, and for each of teacher, student and
+    random: return and return_sampled {mean, low, high, worst, episodes}, parameters, bytes, latency_us; null where a
+    thing doesn't apply. ``sizes`` are the files' bytes.
+    """
+    randomly = Random(spec, torch.Generator().manual_seed(seed + 1))
+    measured: dict[str, Results] = {}
+    if teacher is not None:
+        measured["teacher"] = measure(teacher, options, episodes, seed)
+    if student is not None:
+        measured["student"] = measure(student, options, episodes, seed, shadow=teacher)
+    measured["random"] = measure(randomly, options, episodes, seed)
+    report: dict[str, Any] = {
+        "agreement": measured["student"].likely.agreement if student is not None else None,
+        "retention": None,
+        "difference": None,
+        "notes": [],
+    }
+    if student is not None and teacher is not None:
+        s, t, r = (measured[k].likely.returns for k in ("student", "teacher", "random"))
+        report["retention"] = _interval(stats.retention(s, t, r, seed))
+        report["difference"] = _interval(stats.paired_difference(s, t, seed))
+        if report["retention"] is None:
+            report["notes"].append("retention is null: teacher and random policy can't be told apart here")
+    for name, policy in (("teacher", teacher), ("student", student), ("random", randomly)):
+        report[name] = None if policy is None else _player(name, policy, measured[name], seed, sizes.get(name))
+        note = stats.caution(measured[name].likely.returns, f"the {name} policy") if policy is not None and name != "random" else None
+        report["notes"] += [note] if note else []
+    report["evaluation_steps"] = sum(e.steps for m in measured.values() for e in (m.likely, m.sampled) if e is not None)
+    report["evaluation_seconds"] = round(sum(e.seconds for m in measured.values() for e in (m.likely, m.sampled) if e is not None), 3)
+    return report
+
+
+def _player(name: str, policy: Policy, results: Results, seed: int, size: int | None) -> dict[str, Any]:
+    known = name != "random"
+    likely = _returns(results.likely, seed)
+    return {
+        "return": likely,
+        "return_sampled": (_returns(results.sampled, seed) if results.sampled is not None else None) if known else likely,
+        "parameters": acting_parameters(policy) if known else None,
+        "bytes": size,
+        "latency_us": round(latency_us(policy), 2) if known else None,
+    }
+
+
+def _returns(episodes: Episodes, seed: int) -> dict[str, Any]:
+    interval = stats.mean_interval(episodes.returns, seed)
+    return {
+        "mean": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "worst": float(episodes.returns.min()),
+        "episodes": len(episodes.returns),
+        "returns": [round(float(x), 6) for x in episodes.returns],
+    }
+
+
+def _interval(interval: stats.Interval | None) -> dict[str, float] | None:
+    return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def evaluate(
+    policy: Any,
+    env: Any = None,
+    teacher: Any = None,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    backend: str = "auto",
+    env_kwargs: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    options: Any = None,
+) -> dict[str, Any]:
+    """Measure any policy that can be loaded, beside its teacher where one is given; the shape of ``verdict.json``.
+
+    ``policy`` and ``teacher``: a path, a live object, a Player. ``env``: as in ``distill``; by default the one that the
+    file names. Raises Misconfigured where the spaces differ, both shown.
+    """
+    from distillrl import teachers
+
+    began = time.perf_counter()
+    wished = options or teachers.Options()
+    first = policy.policy if isinstance(policy, Player) else None if callable(policy) else teachers.load(policy, wished)
+    target = env if env is not None else first.info.get("environment") if first is not None else None
+    if target is None:
+        raise Misconfigured("no environment was given, and the policy's file names none: --env takes an id such as LunarLander-v3")
+    where = EnvOptions(target, dict(env_kwargs or {}), backend, max_episode_steps)
+    vector = envs.make(where, envs.slots_of(where, 1), Seeds(seed, "dry"))
+    spec = vector.spec
+    vector.close()
+    student = first or teachers.load(policy, wished, spec)
+    other = None if teacher is None else teacher.policy if isinstance(teacher, Player) else teachers.load(teacher, wished, spec)
+    for name, one in (("policy", student), ("teacher", other)):
+        if one is not None and (found := envs.differences(one.spec, spec)):
+            raise Misconfigured(f"the {name} does not fit {envs.name_of(where)}: " + "; ".join(found))
+    sizes = {"student": _bytes(policy), "teacher": _bytes(teacher)}
+    measured = verdict(where, spec, episodes, seed, student=student, teacher=other, sizes=sizes)
+    blank = dict.fromkeys(("method", "env_steps", "teacher_labels", "rounds", "kept_round", "ended_by", "until", "reached"))
+    return {
+        **blank,
+        "seed": seed,
+        "env": envs.name_of(where),
+        "seconds": {"work": round(time.perf_counter() - began, 4), "selecting": None, "with_imports": round(time.perf_counter() - distillrl.STARTED, 4)},
+        **measured,
+    }
+
+
+def _bytes(source: Any) -> int | None:
+    return Path(source).stat().st_size if isinstance(source, str | Path) and Path(source).is_file() else None

@@ -1,0 +1,213 @@
+"""What a policy sees of an observation: a chain of steps from the environment's groups to the network's.
+
+A sense is part of the policy: it is saved in the artifact and exported with it. Each step is a module with its
+statistics as buffers, ``options()`` as plain JSON, and ``after(groups)``, which says what comes out. Steps that
+remember keep their part of the memory, cleared where ``starts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distillrl.errors import Misconfigured, nearest
+from distillrl.policies import Memory
+from distillrl.records import Group
+
+
+class Step(Protocol):
+    """One transformation of observation groups."""
+
+    kind: str
+
+    def options(self) -> dict[str, Any]:
+        """Plain JSON that makes the same step again (its tensors come from the state dict)."""
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The groups that come out; raises Misconfigured where it can't take these."""
+
+    def init(self, n: int) -> Memory:
+        """Memory for n environments."""
+
+    def __call__(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """Transform {group: [..., *shape]}; a step with memory changes its own entries of ``memory``."""
+
+
+class Pick(nn.Module):
+    """Keep only some groups."""
+
+    kind = "pick"
+
+    def __init__(self, groups: Iterable[str]) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+
+    def options(self) -> dict[str, Any]:
+        """The groups' names."""
+        return {"groups": list(self.groups)}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The kept groups."""
+        for name in self.groups:
+            if name not in groups:
+                raise Misconfigured(f"there is no observation group {name!r}{nearest(name, groups)}")
+        return {name: groups[name] for name in self.groups}
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """Drop the rest."""
+        return {name: groups[name] for name in self.groups}
+
+
+class OneHot(nn.Module):
+    """Category numbers (Discrete and MultiDiscrete observations) as one-hot vectors, the others untouched."""
+
+    kind = "one_hot"
+
+    def __init__(self, categories: Mapping[str, Iterable[int]]) -> None:
+        super().__init__()
+        self.categories = {name: tuple(n) for name, n in categories.items()}
+
+    def options(self) -> dict[str, Any]:
+        """How many categories each entry has."""
+        return {"categories": {k: list(v) for k, v in self.categories.items()}}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """Vectors of the summed numbers of categories."""
+        out = dict(groups)
+        for name, counts in self.categories.items():
+            out[name] = Group((sum(counts),), "float32")
+        return out
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """[...] or [..., E] int → [..., Σ categories] float."""
+        out = dict(groups)
+        for name, counts in self.categories.items():
+            x = groups[name].long()
+            parts = [x] if len(counts) == 1 and (x.dim() == 0 or x.shape[-1:] != (1,) or starts is None or x.dim() == starts.dim()) else None
+            columns = parts if parts is not None else list(x.unbind(-1))
+            out[name] = torch.cat([F.one_hot(c, n).float() for c, n in zip(columns, counts, strict=True)], -1)
+        return out
+
+
+class Normalise(nn.Module):
+    """(x − mean) / std of each named group, then clipped to ± ``clip``; the statistics are frozen.
+
+    ``scale`` = 1/std and ``shift`` = −mean/std are kept, so that it is one multiply-add.
+    """
+
+    kind = "normalise"
+
+    def __init__(self, shapes: Mapping[str, Iterable[int]], clip: float = 10.0, dtype: str = "float32") -> None:
+        super().__init__()
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.clip, self.dtype = float(clip), dtype
+        for i, shape in enumerate(self.shapes.values()):
+            self.register_buffer(f"scale{i}", torch.ones(shape, dtype=getattr(torch, dtype)))
+            self.register_buffer(f"shift{i}", torch.zeros(shape, dtype=getattr(torch, dtype)))
+
+    @staticmethod
+    def from_moments(
+        moments: Mapping[str, tuple[Tensor, Tensor]], epsilon: float = 1e-8, clip: float = 10.0, dtype: str = "float32"
+    ) -> Normalise:
+        """From {group: (mean, variance)}; SB3's VecNormalize formula, clip((x − mean) / √(variance + ε))."""
+        step = Normalise({name: tuple(mean.shape) for name, (mean, _) in moments.items()}, clip, dtype)
+        for i, (mean, variance) in enumerate(moments.values()):
+            scale = 1 / (variance.double() + epsilon).sqrt()
+            getattr(step, f"scale{i}").copy_(scale)
+            getattr(step, f"shift{i}").copy_(-mean.double() * scale)
+        return step
+
+    def options(self) -> dict[str, Any]:
+        """Shapes, clip and precision."""
+        return {"shapes": {k: list(v) for k, v in self.shapes.items()}, "clip": self.clip, "dtype": self.dtype}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The same shapes, as float32."""
+        out = dict(groups)
+        for name, shape in self.shapes.items():
+            if name not in groups or groups[name].shape != shape:
+                raise Misconfigured(f"the normaliser is for {name!r} of shape {shape}, the observation has {groups.get(name)}")
+            out[name] = Group(shape, "float32")
+        return out
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """Normalised float32 groups."""
+        out = dict(groups)
+        for i, name in enumerate(self.shapes):
+            scale = getattr(self, f"scale{i}")
+            x = torch.addcmul(getattr(self, f"shift{i}"), groups[name].to(scale.dtype), scale)
+            out[name] = x.clamp(-self.clip, self.clip).float()
+        return out
+
+
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise)}
+
+
+class Sense(nn.Module):
+    """A chain of steps; ``groups`` says what comes out of it."""
+
+    def __init__(self, observations: Mapping[str, Group], steps: Iterable[Any] = ()) -> None:
+        super().__init__()
+        self.observations = dict(observations)
+        self.steps = nn.ModuleList(steps)
+        groups = dict(observations)
+        for step in self.steps:
+            groups = step.after(groups)
+        self.groups = groups
+
+    def init(self, n: int) -> Memory:
+        """Memory of all steps for n environments, named by step."""
+        return {f"sense.{i}.{k}": v for i, step in enumerate(self.steps) for k, v in step.init(n).items()}
+
+    def forward(self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None) -> tuple[dict[str, Tensor], Memory]:
+        """{group: [..., *shape]} through every step; the memory that comes out is a new dict where a step remembers."""
+        groups = dict(obs)
+        for i, step in enumerate(self.steps):
+            prefix = f"sense.{i}."
+            own = {k[len(prefix) :]: v for k, v in memory.items() if k.startswith(prefix)} if memory else {}
+            groups = step(groups, own, starts)
+            if own:
+                memory = {**memory, **{prefix + k: v for k, v in own.items()}}
+        return groups, memory
+
+    def with_step(self, step: Any) -> Sense:
+        """The same chain with one step more at its end."""
+        return Sense(self.observations, [*self.steps, step])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain JSON of the steps; their tensors are in the state dict."""
+        return [{"kind": step.kind, **step.options()} for step in self.steps]
+
+    @staticmethod
+    def from_json(observations: Mapping[str, Group], steps: Iterable[Mapping[str, Any]]) -> Sense:
+        """The inverse of to_json; raises Misconfigured for a step that this version doesn't know."""
+        made = []
+        for step in steps:
+            options = dict(step)
+            kind = options.pop("kind", "?")
+            if kind not in STEPS:
+                raise Misconfigured(f"unknown sense {kind!r}{nearest(str(kind), STEPS)}")
+            made.append(STEPS[kind](**options))
+        return Sense(observations, made)
+
+
+def one_hot_where_needed(observations: Mapping[str, Group]) -> list[Any]:
+    """The one-hot step for category numbers, where there are any."""
+    categories = {name: group.categories for name, group in observations.items() if group.categories}
+    return [OneHot(categories)] if categories else []

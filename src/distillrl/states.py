@@ -1,0 +1,226 @@
+"""Who drives: where the states come from that the teacher is asked about.
+
+``Drive`` steps the environments with the teacher, the student, or a mixture of them (β is the teacher's share).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrl.envs import Observations, Vector
+from distillrl.errors import Failed
+from distillrl.policies import ACTION, Memory, Policy, played, to_environment
+from distillrl.records import Prediction, Rollout, Spec, over_states, tensors
+
+RESEED_TICKS = 4096
+"""A vector that can't be replayed is reseeded about this often; checkpoints lie there."""
+
+
+@dataclass(frozen=True)
+class Who:
+    """How a rollout is driven: the teacher's share ``beta``, drawn by ``step`` or by ``episode``; modes or samples played."""
+
+    beta: float
+    by: str = "step"
+    sampled: bool = False
+
+
+class Drive:
+    """Environments in the middle of their episodes. State: open episodes (seed number and actions), memories, generator."""
+
+    def __init__(self, vector: Vector, spec: Spec, generator: torch.Generator) -> None:
+        self.vector, self.n, self.spec, self.generator = vector, vector.n, spec, generator
+        self.obs: dict[str, Tensor] = {}
+        self.ended = np.zeros(self.n, dtype=bool)
+        self.starts = torch.ones(self.n, dtype=torch.bool)
+        self.index = np.arange(self.n, dtype=np.int64)
+        self.memory: dict[str, Memory] = {}
+        self.teacher_drives = torch.zeros(self.n, dtype=torch.bool)
+        self.ticks = 0
+        self._began = np.zeros(self.n, dtype=np.int64)
+        self._history: list[np.ndarray] = []
+        self._first = 0  # the tick of _history[0]
+        self._fresh_at = -1
+
+    def begin(self, teacher: Policy, student: Policy) -> None:
+        """Reset all slots and all memories."""
+        self._take(self.vector.reset())
+        self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
+        self._fresh_at = self.ticks
+
+    def due(self) -> bool:
+        """Whether a vector that can't be replayed is to be reseeded before the next rollout."""
+        return not self.vector.replayable and self.ticks - max(self._fresh_at, 0) >= RESEED_TICKS
+
+    def reseed(self, teacher: Policy, student: Policy) -> None:
+        """Begin every slot anew, with the next numbers of the stream."""
+        self.index = np.arange(self.n, dtype=np.int64) + int(self.index.max()) + 1
+        self._take(self.vector.reseed(int(self.index[0])))
+        self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
+        self.ended[:] = False
+        self.starts[:] = True
+        self._fresh_at, self._history, self._first = self.ticks, [], self.ticks
+        self._began[:] = self.ticks
+
+    def collect(self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], keep: frozenset[str]) -> Rollout:
+        """``steps`` ticks of all slots, labelled by the teacher; ``keep`` names the observation groups that are stored.
+
+        A teacher without memory that drives nothing is asked once, at the end, for all states together.
+        """
+        n, groups = self.n, [k for k in self.spec.observations if k in keep]
+        obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
+        reward = torch.empty(steps, n)
+        ended = torch.empty(2, steps, n, dtype=torch.bool)
+        starts = torch.empty(steps, n, dtype=torch.bool)
+        valid = torch.empty(steps, n, dtype=torch.bool)
+        episode = torch.empty(steps, n, dtype=torch.int64)
+        by_teacher = self._assign(steps, who)
+        ask = who.beta > 0 or bool(self.memory["teacher"])
+        act = who.beta < 1 or bool(self.memory["student"])
+        start_memory = dict(self.memory["student"])
+        fresh = self._fresh_at == self.ticks
+        labels: list[Prediction] = []
+        actions: list[Tensor] = []
+        for t in range(steps):
+            for k in groups:
+                obs[k][t] = self.obs[k]
+            if ask:
+                label, self.memory["teacher"] = teacher.act(self.obs, self.memory["teacher"], self.starts, wants)
+                labels.append(label)
+            if act:
+                own, self.memory["student"] = student.act(self.obs, self.memory["student"], self.starts, ACTION)
+            action = self._choose(label if ask else None, own if act else None, self._rows(by_teacher, t, who), who.sampled)
+            actions.append(action)
+            valid[t] = torch.from_numpy(~self.ended)
+            starts[t] = self.starts
+            self._step(to_environment(action, self.spec), reward[t], ended[:, t])
+            episode[t] = torch.from_numpy(self.index)
+        for k in groups:
+            obs[k][steps] = self.obs[k]
+        if ask:
+            prediction = over_states(lambda *x: torch.stack(x), *labels)
+        else:
+            prediction = label_all(teacher, {k: obs[k][:-1] for k in obs}, wants)
+        _refuse_nan(prediction, valid)
+        if not bool(torch.isfinite(reward).all()):
+            raise Failed("the environment gave a reward that is NaN or infinite")
+        return Rollout(
+            obs=obs,
+            action=torch.stack(actions),
+            reward=reward,
+            terminated=ended[0],
+            truncated=ended[1],
+            starts=starts,
+            valid=valid,
+            driver=torch.where(by_teacher, 0, 1).to(torch.int8).expand(steps, n),
+            labelled=torch.ones(steps, n, dtype=torch.bool),
+            teacher=prediction,
+            student=None,
+            episode=episode,
+            fresh=fresh,
+            memory=start_memory,
+        )
+
+    def _assign(self, steps: int, who: Who) -> Tensor:
+        """[steps, n] (or [1, n] where it is always the same): whether the teacher drives."""
+        if who.beta in (0, 1):
+            return torch.full((1, self.n), bool(who.beta))
+        return torch.empty(steps, self.n).uniform_(generator=self.generator) < who.beta
+
+    def _rows(self, by_teacher: Tensor, t: int, who: Who) -> Tensor:
+        row = by_teacher[min(t, len(by_teacher) - 1)]
+        if who.by == "episode" and len(by_teacher) > 1:
+            self.teacher_drives = torch.where(self.starts, row, self.teacher_drives)
+            by_teacher[t] = self.teacher_drives
+            return self.teacher_drives
+        return row
+
+    def _choose(self, label: Prediction | None, own: Prediction | None, by_teacher: Tensor, sampled: bool) -> Tensor:
+        if own is None or label is None:
+            return played(own or label, sampled, self.generator)  # type: ignore[arg-type]  # one of them was asked
+        theirs, mine = (played(p, sampled, self.generator) for p in (label, own))
+        return torch.where(by_teacher.view(-1, *[1] * (mine.dim() - 1)), theirs.to(mine.dtype), mine)
+
+    def _step(self, action: np.ndarray, reward: Tensor, ended: Tensor) -> None:
+        resets = self.ended
+        self.index[resets] += self.n
+        self._began[resets] = self.ticks + 1
+        if self.vector.replayable:
+            self._history.append(action)
+        obs, gained, terminated, truncated = self.vector.step(action)
+        self.ticks += 1
+        self._take(obs)
+        reward.copy_(torch.from_numpy(np.asarray(gained)))
+        ended[0], ended[1] = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        self.starts = torch.from_numpy(resets)
+        self.ended = np.logical_or(terminated, truncated)
+
+    def _take(self, obs: Observations) -> None:
+        self.obs = {k: torch.as_tensor(obs[k]).clone() for k in self.spec.observations}
+        for k, value in self.obs.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                slot = int((~torch.isfinite(value.flatten(1)).all(1)).nonzero()[0])
+                raise Failed(f"the environment gave an observation {k!r} that is NaN or infinite (slot {slot}, episode {int(self.index[slot])})")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs to go on exactly here."""
+        oldest = int(self._began.min())
+        if oldest > self._first:
+            self._history, self._first = self._history[oldest - self._first :], oldest
+        played_since = np.stack(self._history) if self._history else np.empty((0, self.n))
+        return {
+            "index": torch.from_numpy(self.index.copy()),
+            "began": torch.from_numpy(self._began.copy()),
+            "history": torch.from_numpy(played_since.copy()),
+            "first": self._first,
+            "ended": torch.from_numpy(self.ended.copy()),
+            "starts": self.starts.clone(),
+            "obs": dict(self.obs),
+            "memory": {who: dict(memory) for who, memory in self.memory.items()},
+            "teacher_drives": self.teacher_drives.clone(),
+            "ticks": self.ticks,
+            "fresh_at": self._fresh_at,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a state was taken: open episodes are replayed from their seeds and actions.
+
+        A vector that can't be replayed is left as it was made; its states are taken only where a reseeding is due.
+        """
+        self.index, self._began = state["index"].numpy().copy(), state["began"].numpy().copy()
+        self._first, self.ticks, self._fresh_at = state["first"], state["ticks"], state["fresh_at"]
+        self.ended, self.starts = state["ended"].numpy().copy(), state["starts"].clone()
+        self.obs, self.memory = dict(state["obs"]), {who: dict(m) for who, m in state["memory"].items()}
+        self.teacher_drives = state["teacher_drives"].clone()
+        self.generator.set_state(state["generator"])
+        if self.vector.replayable:
+            history = state["history"].numpy()
+            self._history = list(history)
+            space = self.spec.action
+            kept = history.reshape(len(history), self.n, *space.shape).astype(space.dtype)
+            actions = [kept[int(b) - self._first :, i] for i, b in enumerate(self._began)]
+            self.vector.reset()
+            self.vector.restore([int(i) for i in self.index], actions, self.ended)
+
+
+def label_all(teacher: Policy, obs: dict[str, Tensor], wants: frozenset[str], batch: int = 4096) -> Prediction:
+    """A memoryless teacher's prediction of [T, N, ...] states, asked in large batches."""
+    first = next(iter(obs.values()))
+    lead = first.shape[:2]
+    flat = {k: v.flatten(0, 1) for k, v in obs.items()}
+    parts = [teacher.act({k: v[i : i + batch] for k, v in flat.items()}, {}, None, wants)[0] for i in range(0, lead[0] * lead[1], batch)]
+    whole = parts[0] if len(parts) == 1 else over_states(lambda *x: torch.cat(x), *parts)
+    return over_states(lambda x: x.unflatten(0, lead), whole)
+
+
+def _refuse_nan(prediction: Prediction, valid: Tensor) -> None:
+    for name, value in tensors(prediction).items():
+        if value.is_floating_point() and not bool(torch.isfinite(value[valid]).all()):
+            raise Failed(f"the teacher's {name} is NaN or infinite in some of the {int(valid.sum())} states that it was asked about")
+

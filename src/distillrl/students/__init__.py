@@ -1,0 +1,74 @@
+"""Families of students: ``make`` an untrained one from a word such as ``mlp:16x16``, ``build`` one from an artifact.
+
+To add a family, add a file and a row in FAMILIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distillrl.errors import Failed, Misconfigured, nearest
+from distillrl.records import Spec
+from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: how a word's part after the colon is checked, and how a policy comes of it."""
+
+    parse: Callable[[str], Any]
+    make: Callable[[str, Spec, str | None, torch.Generator], Any]
+    build: Callable[[str, Spec, Mapping[str, Any]], Any]
+    example: str
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
+}
+
+
+def _family(word: str) -> tuple[Family, str]:
+    name, colon, text = word.partition(":")
+    if name not in FAMILIES or not colon:
+        examples = "; ".join(f.example for f in FAMILIES.values())
+        raise Misconfigured(f"--student {word!r}{nearest(name, FAMILIES)}: a student is written as {examples}")
+    return FAMILIES[name], text
+
+
+def check(word: str) -> None:
+    """Raise Misconfigured, with what would be right, unless the word names a student."""
+    family, text = _family(word)
+    family.parse(text)
+
+
+def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None) -> Any:
+    """An untrained student for environments of this spec; ``head`` overrides the one that suits the action space."""
+    family, text = _family(word)
+    return family.make(text, spec, head, generator)
+
+
+def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The policy of an artifact; refuses tensors whose names, shapes or values don't fit. Raises Failed."""
+    try:
+        spec = Spec.from_json(header["spec"])
+        family, text = _family(str(header["family"]))
+        policy = family.build(text, spec, header)
+    except (KeyError, TypeError, ValueError, AttributeError, Misconfigured) as error:
+        raise Failed(f"the artifact's header is damaged ({type(error).__name__}: {error})") from None
+    expected = policy.artifact_tensors()
+    if set(expected) != set(tensors):
+        odd = sorted(set(expected) ^ set(tensors))
+        raise Failed(f"the artifact's tensors don't fit its header: {', '.join(odd[:4])} is missing or too much")
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape or value.dtype != expected[name].dtype:
+            raise Failed(
+                f"the artifact's tensor {name} is {list(value.shape)} {value.dtype}, its header says {list(expected[name].shape)} {expected[name].dtype}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise Failed(f"the artifact's tensor {name} holds NaN or infinity")
+    policy.load_state_dict(dict(tensors), strict=False)
+    return policy
