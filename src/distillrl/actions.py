@@ -248,7 +248,8 @@ class Head:
     """How raw network outputs become an action record: the last step of a policy, stored in artifacts and exported.
 
     ``kind``: categorical, multicategorical, bernoulli, gaussian, squashed (Gaussian through tanh), deterministic
-    (clipped), tanh (deterministic through tanh, scaled to the bounds), greedy (argmax of Q-values).
+    (clipped), tanh (deterministic through tanh, scaled to the bounds), greedy (argmax of Q-values), scores (argmax of
+    numbers that are no values).
     """
 
     kind: str
@@ -278,7 +279,7 @@ class Head:
             return MultiCategorical(raw, self.space.nvec, mask)
         if self.kind == "bernoulli":
             return Bernoulli(raw)
-        if self.kind == "greedy":
+        if self.kind in {"greedy", "scores"}:
             return Deterministic(raw.argmax(-1))
         if self.kind == "tanh":
             return Deterministic(self.low + (torch.tanh(raw) + 1) * 0.5 * (self.high - self.low), self.low, self.high)

@@ -37,7 +37,7 @@ class Phase:
     """Rounds of this phase; 0: until the run ends."""
     first: int = 64
     """Steps of each environment in round 0, from which the student's normaliser is measured."""
-    steps: int = 16
+    steps: int = 32
     """Steps of each environment a round."""
     updates: int = 64
     """Gradient updates a round."""
@@ -73,7 +73,7 @@ class Config:
     seconds: float | None = None
     rounds: int | None = None
     """Stop after this many rounds; a run that ended by the clock notes its own here."""
-    slots: int = 32
+    slots: int = 16
     """Environments side by side."""
     backend: str = "auto"
     device: str = "cpu"

@@ -563,6 +563,7 @@ def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any
     kept = dataclasses.asdict(config)
     for place in ("teacher", "init", "seconds", "rounds", "vecnormalize", "checkpoint_seconds"):
         kept.pop(place)
+    kept["backend"] = config.backend.partition(":")[0]  # how many processes step changes nothing
     return {
         "teacher": {"sha256": setup.teacher_digest, "format": setup.teacher.info.get("format"), "algorithm": setup.teacher.info.get("algorithm")},
         "versions": {"distillrl": distillrl.__version__, "torch": torch.__version__},

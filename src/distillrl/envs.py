@@ -189,7 +189,7 @@ class InProcess:
 
     def reset(self) -> Observations:
         """See Vector."""
-        return _as_groups(self.vector.reset()[0])
+        return self.reseed(0)
 
     def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
         """See Vector."""
@@ -197,10 +197,10 @@ class InProcess:
         return _as_groups(obs), reward, terminated, truncated
 
     def reseed(self, index: int) -> Observations:
-        """See Vector; ``index`` is the first slot's next episode."""
+        """See Vector."""
         for i, env in enumerate(self.vector.envs):
             env.index, env.played = index + self.first + i, -1
-        return self.reset()
+        return _as_groups(self.vector.reset()[0])
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """See Vector."""
@@ -352,13 +352,13 @@ class EnvPool:
 
     def reset(self) -> Observations:
         """See Vector."""
-        return _as_groups(self.vector.reset()[0])
+        return self.reseed(0)
 
     def reseed(self, index: int) -> Observations:
         """See Vector: EnvPool seeds only where it is made, which takes about a millisecond."""
         self.vector.close()
         self._create(index)
-        return self.reset()
+        return _as_groups(self.vector.reset()[0])
 
     def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
         """See Vector."""

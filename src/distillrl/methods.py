@@ -44,7 +44,7 @@ def dagger(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
 
 def on_policy(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """The student drives, samples, and learns only from where it has just been (Czarnecki 2019, section 3)."""
-    return (Phase(beta="0", keep="round", sampled="distribution" in gives, updates=16, terms=_any(gives, spec)),)
+    return (Phase(beta="0", keep="round", sampled=spec.action.kind != "box", terms=_any(gives, spec)),)
 
 
 def auto(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:

@@ -39,7 +39,8 @@ class Policy(Protocol):
 def acting_parameters(policy: Any) -> int | None:
     """Parameters on the path from observation to action (no critic, no training head); None where unknown."""
     count = getattr(policy, "acting_parameters", None)
-    return int(count()) if callable(count) else None
+    found = count() if callable(count) else None
+    return None if found is None else int(found)
 
 
 def played(prediction: Prediction, sampled: bool, generator: torch.Generator | None = None) -> Tensor:

@@ -7,6 +7,7 @@ remember keep their part of the memory, cleared where ``starts``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -156,7 +157,187 @@ class Normalise(nn.Module):
         return out
 
 
-STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise)}
+class Scale(nn.Module):
+    """x / divisor of each named group, as float32: an image's 0 to 255 becomes 0 to 1."""
+
+    kind = "scale"
+
+    def __init__(self, divisors: Mapping[str, float]) -> None:
+        super().__init__()
+        self.divisors = {name: float(d) for name, d in divisors.items()}
+
+    def options(self) -> dict[str, Any]:
+        """The divisors by group."""
+        return {"divisors": dict(self.divisors)}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The same shapes, as float32."""
+        out = dict(groups)
+        for name, divisor in self.divisors.items():
+            bounds = [None if b is None else b / divisor for b in (groups[name].low, groups[name].high)]
+            out[name] = Group(groups[name].shape, "float32", (), *bounds)
+        return out
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """Divided float32 groups."""
+        return {name: x.float() / self.divisors[name] if name in self.divisors else x for name, x in groups.items()}
+
+
+class ChannelsFirst(nn.Module):
+    """Images [..., H, W, C] → [..., C, H, W]."""
+
+    kind = "channels_first"
+
+    def __init__(self, groups: Iterable[str]) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+
+    def options(self) -> dict[str, Any]:
+        """The images' names."""
+        return {"groups": list(self.groups)}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The turned shapes."""
+        out = dict(groups)
+        for name in self.groups:
+            height, width, channels = groups[name].shape
+            out[name] = dataclasses.replace(groups[name], shape=(channels, height, width))
+        return out
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """Turned images, as views."""
+        return {name: x.movedim(-1, -3) if name in self.groups else x for name, x in groups.items()}
+
+
+class Stack(nn.Module):
+    """The last ``count`` observations of each named group side by side, the newest last; zeros before an episode's start.
+
+    ``axes``: along which axis of the observation, 0 or -1 (SB3's VecFrameStack: the channels of an image, else the last).
+    """
+
+    kind = "stack"
+
+    def __init__(self, count: int, shapes: Mapping[str, Iterable[int]], axes: Mapping[str, int], dtypes: Mapping[str, str]) -> None:
+        super().__init__()
+        self.count = int(count)
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.axes, self.dtypes = dict(axes), dict(dtypes)
+
+    def options(self) -> dict[str, Any]:
+        """How many, and of what."""
+        return {"count": self.count, "shapes": {k: list(v) for k, v in self.shapes.items()}, "axes": self.axes, "dtypes": self.dtypes}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """Shapes ``count`` times as long along their axis."""
+        out = dict(groups)
+        for name, shape in self.shapes.items():
+            if name not in groups or groups[name].shape != shape:
+                raise Misconfigured(f"frames of {name!r} with the shape {shape} are stacked, the observation has {groups.get(name)}")
+            out[name] = dataclasses.replace(groups[name], shape=self._stacked(name))
+        return out
+
+    def _stacked(self, name: str) -> tuple[int, ...]:
+        shape = list(self.shapes[name])
+        shape[self.axes[name]] *= self.count
+        return tuple(shape)
+
+    def init(self, n: int) -> Memory:
+        """The stacks, {group: [n, *stacked shape]}."""
+        return {name: torch.zeros((n, *self._stacked(name)), dtype=getattr(torch, self.dtypes[name])) for name in self.shapes}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """The newest put behind the others, [n, *shape] → [n, *stacked shape]."""
+        out = dict(groups)
+        for name, shape in self.shapes.items():
+            x, old = groups[name], memory.get(name)
+            if old is None:
+                old = self.init(len(x))[name].to(x.device)
+            if starts is not None:
+                old = torch.where(starts.view(-1, *[1] * len(shape)), torch.zeros((), dtype=old.dtype), old)
+            axis = self.axes[name] - len(shape) if self.axes[name] >= 0 else self.axes[name]
+            new = torch.cat([old.narrow(axis, shape[axis], old.shape[axis] - shape[axis]), x.to(old.dtype)], axis)
+            memory[name] = out[name] = new
+        return out
+
+
+class First(nn.Module):
+    """The first ``keep`` numbers of a group [..., F], then zeros up to ``width``: what came behind was always zero in training."""
+
+    kind = "first"
+
+    def __init__(self, group: str, keep: int, width: int) -> None:
+        super().__init__()
+        self.group, self.keep, self.width = group, int(keep), int(width)
+
+    def options(self) -> dict[str, Any]:
+        """The group and both numbers."""
+        return {"group": self.group, "keep": self.keep, "width": self.width}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """``width`` numbers."""
+        before = groups.get(self.group)
+        if before is None or len(before.shape) != 1 or before.shape[0] < self.keep:
+            raise Misconfigured(f"the first {self.keep} numbers of {self.group!r} are wanted; the observation has {before}")
+        return {**groups, self.group: Group((self.width,), before.dtype)}
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """[..., F] → [..., width]"""
+        return {**groups, self.group: F.pad(groups[self.group][..., : self.keep], (0, self.width - self.keep))}
+
+
+class RemainingTime(nn.Module):
+    """One number more at the end of a group [..., F]: the share of the episode's ``limit`` steps that is left, 1 at its start.
+
+    (sb3-contrib's TimeFeatureWrapper; Pardo 2018.)
+    """
+
+    kind = "remaining_time"
+
+    def __init__(self, group: str, limit: int) -> None:
+        super().__init__()
+        self.group, self.limit = group, int(limit)
+
+    def options(self) -> dict[str, Any]:
+        """The group and the limit in steps."""
+        return {"group": self.group, "limit": self.limit}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """One entry more."""
+        before = groups.get(self.group)
+        if before is None or len(before.shape) != 1:
+            raise Misconfigured(f"the remaining time goes into {self.group!r}, a list of numbers; the observation has {before}")
+        return {**groups, self.group: Group((before.shape[0] + 1,), before.dtype)}
+
+    def init(self, n: int) -> Memory:
+        """The steps played so far, [n]."""
+        return {"steps": torch.zeros(n)}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """[n, F] → [n, F + 1]"""
+        x = groups[self.group]
+        steps = memory.get("steps")
+        if steps is None:
+            steps = torch.zeros(len(x), device=x.device)
+        if starts is not None:
+            steps = torch.where(starts, torch.zeros(()), steps)
+        left = 1 - steps.to(x.dtype) / self.limit
+        memory["steps"] = steps + 1
+        return {**groups, self.group: torch.cat([x, left.unsqueeze(-1)], -1)}
+
+
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, RemainingTime)}
 
 
 class Sense(nn.Module):
@@ -177,7 +358,7 @@ class Sense(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None) -> tuple[dict[str, Tensor], Memory]:
         """{group: [..., *shape]} through every step; the memory that comes out is a new dict where a step remembers."""
-        groups = dict(obs)
+        groups = {name: obs[name] for name in self.observations}
         for i, step in enumerate(self.steps):
             prefix = f"sense.{i}."
             own = {k[len(prefix) :]: v for k, v in memory.items() if k.startswith(prefix)} if memory else {}

@@ -42,7 +42,7 @@ class Interval:
 
     @property
     def width(self) -> float:
-        """high − low."""
+        """The way from low to high."""
         return self.high - self.low
 
 

@@ -6,9 +6,12 @@ predictions. ``Rerun`` brings one episode back from its seed and its actions, to
 
 from __future__ import annotations
 
+import base64
+import io
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from distillrl import envs
 from distillrl.envs import EnvOptions, Seeds
-from distillrl.errors import Failed
+from distillrl.errors import Failed, Missing
 from distillrl.evaluation import ENDLESS, MAX_SLOTS
 from distillrl.policies import ACTION, Policy, played, to_environment
 from distillrl.records import Prediction, Spec, over_states
@@ -94,7 +97,7 @@ def _rows(driver: str, teacher: Policy, student: Policy, vector: envs.Vector, ep
         counted = torch.from_numpy(playing & ~ended)
         action = played(said[driver], sampled=False)
         for who, prediction in said.items():
-            rows[who].append(over_states(lambda x: x[counted].clone(), prediction))
+            rows[who].append(over_states(lambda x, rows=counted: x[rows].clone(), prediction))
         rows["seen"].append(thinned(obs, spec)[counted])
         rows["action"].append(action[counted].clone())
         rows["episode"].append(index[counted.numpy()].copy())
@@ -138,7 +141,7 @@ def thinned(obs: Mapping[str, Tensor], spec: Spec) -> Tensor:
     """[n, F] float32 of all groups in their order, every k-th number of a group that is wider than its share."""
     share = max(1, WIDE // len(spec.observations))
     parts = []
-    for name, group in spec.observations.items():
+    for name in spec.observations:
         flat = obs[name].reshape(len(obs[name]), -1)
         parts.append(flat[:, :: math.ceil(max(1, flat.shape[1]) / share)].float())
     return torch.cat(parts, -1)
@@ -154,12 +157,81 @@ def names(spec: Spec) -> tuple[str, ...]:
 
 
 class Rerun:
-    """One episode in an environment of its own; only for gymnasium's, which come back from a seed and its actions."""
+    """One episode in an environment of its own, stepped by hand; only gymnasium's come back from a seed and actions."""
 
-    def __init__(self, options: EnvOptions, seed: int, pictures: bool = False) -> None:
-        """Raises Misconfigured or Missing where the environment can't be made, also where it can't render."""
+    def __init__(self, options: EnvOptions, seeds: Seeds, episode: int, pictures: bool = False) -> None:
+        """Raises Misconfigured or Missing where the environment can't be made (``pictures``: or can't render)."""
         more = {"render_mode": "rgb_array"} if pictures else {}
-        self.env: gymnasium.Env[Any, Any] = envs.one(EnvOptions(options.id, {**options.kwargs, **more}, "gymnasium", options.max_episode_steps))
-        self.spec = envs.spec_of(self.env.observation_space, self.env.action_space)
-        self.obs = self._groups(self.env.reset(seed=seed)[0])
-        self.done, self.started = False, True
+        if pictures:  # pygame draws into memory: where there is no screen it need not look for one, nor complain
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        self.vector = envs.make(replace(options, kwargs={**options.kwargs, **more}, backend="gymnasium:1"), 1, seeds)
+        self.obs = self._tensors(self.vector.reseed(episode))
+        self.starts, self.ended = torch.ones(1, dtype=torch.bool), False
+
+    def step(self, action: Tensor) -> float:
+        """Play one action [1, ...]; its reward."""
+        new, reward, terminated, truncated = self.vector.step(to_environment(action, self.vector.spec))
+        self.obs, self.starts = self._tensors(new), torch.zeros(1, dtype=torch.bool)
+        self.ended = bool(terminated[0] | truncated[0])
+        return float(reward[0])
+
+    def picture(self) -> np.ndarray:
+        """[H, W, 3] uint8; raises Missing where the environment gives none."""
+        frame = self.vector.vector.envs[0].render()  # type: ignore[attr-defined]  # gymnasium:1 is an InProcess
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+            raise Missing("the environment gives no picture (render_mode rgb_array gave none)")
+        return frame
+
+    def close(self) -> None:
+        """Free it."""
+        self.vector.close()
+
+    def _tensors(self, obs: envs.Observations) -> dict[str, Tensor]:
+        return {k: torch.as_tensor(np.array(v)) for k, v in obs.items()}
+
+
+def can_rerun(options: EnvOptions) -> bool:
+    """Whether episodes come back from their seeds: gymnasium's do, EnvPool's and a user's own vector don't."""
+    return options.backend.startswith(("auto", "gymnasium")) and not isinstance(options.id, gymnasium.vector.VectorEnv)
+
+
+@torch.inference_mode()
+def from_there(
+    policy: Policy, trace: Trace, state: int, options: EnvOptions, seeds: Seeds, pictures: bool = False
+) -> tuple[float | None, np.ndarray | None]:
+    """What ``policy`` earns from state number ``state`` of a trace to the episode's end, and the state's picture.
+
+    The episode is played again up to there with the recorded actions; (None, None) where it doesn't come back the same,
+    so that nothing can be said. With ``pictures`` it raises what the environment raises where it can't render.
+    """
+    first = state - int(trace.step[state])
+    rerun = Rerun(options, seeds, int(trace.episode[state]), pictures)
+    try:
+        memory = policy.init(1)
+        for i in range(first, state):
+            if memory:
+                _, memory = policy.act(rerun.obs, memory, rerun.starts, ACTION)
+            if not math.isclose(rerun.step(trace.action[i : i + 1]), trace.reward[i], rel_tol=1e-4, abs_tol=1e-4) or rerun.ended:
+                return None, None
+        frame = rerun.picture() if pictures else None
+        gained, ticks = 0.0, 0
+        while not rerun.ended and ticks < ENDLESS:
+            prediction, memory = policy.act(rerun.obs, memory, rerun.starts, ACTION)
+            gained, ticks = gained + rerun.step(played(prediction, sampled=False)), ticks + 1
+        return gained, frame
+    finally:
+        rerun.close()
+
+
+def as_jpeg(frame: np.ndarray, width: int = 300) -> str:
+    """A data address of [H, W, 3] uint8, made at most so wide; raises Missing without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise Missing("pictures need Pillow: pip install 'distillrl[report]'") from None
+    image = Image.fromarray(frame)
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -37,16 +37,22 @@ class Schedule:
         row = KINDS[self.kind]
         values = tuple(float(v) for v in self.values)
         if not row.fewest <= len(values) <= len(row.names):
-            raise Misconfigured(f"schedule {self.kind} takes {row.signature}; {len(values)} numbers were given")
+            raise Misconfigured(
+                f"schedule {self.kind} takes {row.signature}; {len(values)} number{'s were' if len(values) != 1 else ' was'} given"
+            )
         values += row.defaults[len(values) - len(row.names) :] if len(values) < len(row.names) else ()
         object.__setattr__(self, "values", values)
         if self.over is not None and not row.runs:
             raise Misconfigured(f"schedule {self}: over= is for {', '.join(k for k, r in KINDS.items() if r.runs)}")
         if self.over is not None and (self.over < 1 or self.over != int(self.over)):
             raise Misconfigured(f"schedule {self}: over={self.over} was given; a whole number of rounds from 1 is right")
-        for name, value in zip(row.names, values, strict=True):
+        for name, value, most in zip(row.names, values, row.most or (math.inf,) * len(values), strict=True):
             if not math.isfinite(value) or value < 0:
-                raise Misconfigured(f"schedule {self}: {name} = {value:g} was given; a weight must not go negative or infinite, so 0 or more is right")
+                raise Misconfigured(
+                    f"schedule {self}: {name} = {value:g} was given; a weight must not go negative or infinite, so 0 or more is right"
+                )
+            if value > most:
+                raise Misconfigured(f"schedule {self}: {name} = {value:g} was given; 0 to {most:g} is right")
             if value == 0 and self.kind == "exponential":
                 raise Misconfigured(f"schedule {self}: {name} = 0 can't be reached by factors; use linear or cosine, or a small number")
 
@@ -57,7 +63,7 @@ class Schedule:
     def __str__(self) -> str:
         if self.kind == "constant":
             return f"{self.values[0]!r}"
-        given = [f"{v:.17g}" if float(f"{v:g}") != v else f"{v:g}" for v in self.values]
+        given = [f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in self.values]
         return f"{self.kind}({', '.join(given + ([f'over={self.over}'] if self.over is not None else []))})"
 
     @property
@@ -108,6 +114,8 @@ class _Kind:
     defaults: tuple[float, ...] = ()
     runs: bool = False
     reads: frozenset[str] = frozenset()
+    most: tuple[float, ...] = ()
+    """The most that each number may be; none: no bound."""
 
     @property
     def fewest(self) -> int:
@@ -175,9 +183,9 @@ KINDS: dict[str, _Kind] = {
     "linear": _Kind(("first", "last"), _linear, runs=True, reads=frozenset({"budget"})),
     "cosine": _Kind(("first", "last"), _cosine, runs=True, reads=frozenset({"budget"})),
     "exponential": _Kind(("first", "last"), _exponential, runs=True, reads=frozenset({"budget"})),
-    "power": _Kind(("ratio", "first"), _power, (1.0,), reads=frozenset({"round"})),
+    "power": _Kind(("ratio", "first"), _power, (1.0,), reads=frozenset({"round"}), most=(1.0, math.inf)),
     "agreement": _Kind(("apart", "agreed"), _agreement, (1.0, 0.0), reads=frozenset({"agreement"})),
-    "return_ratio": _Kind(("first", "until"), _return_ratio, (1.0, 1.0), reads=frozenset({"returns"})),
+    "return_ratio": _Kind(("first", "until"), _return_ratio, (1.0, 1.0), reads=frozenset({"returns"}), most=(math.inf, 1.0)),
 }
 
 

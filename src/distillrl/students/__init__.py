@@ -71,4 +71,12 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
         if not bool(torch.isfinite(value).all()):
             raise Failed(f"the artifact's tensor {name} holds NaN or infinity")
     policy.load_state_dict(dict(tensors), strict=False)
+    made_of = header.get("provenance") or {}
+    policy.info.update(
+        format="distillrl student",
+        family=header["family"],
+        layers=[str(layer) for layer in policy.body] if hasattr(policy, "body") else [],
+        environment=(made_of.get("config") or {}).get("env"),
+        provenance=made_of,
+    )
     return policy

@@ -33,6 +33,9 @@ class Network(nn.Module):
     ``body``: named layers from the flattened sense [..., F] to the latent [..., L]. ``out``: latent → raw [..., size].
     ``log_std``: [A] free; or a Linear of the latent (SAC); or, with ``sde``, [L, A] (gSDE, Raffin 2021: the variance is
     latent² · exp(log_std)²). ``value``: a module from the flattened sense to [..., 1]. ``greedy`` heads read Q-values.
+    ``recurrent``: a module with memory between sense and body: ``init(n)`` gives its memory {name: [n, ...]}, and it maps
+    (x [n, F], memory, starts) to ([n, H], memory). ``value`` may be one too; ``value_reads`` is sense, or recurrent
+    where it reads what the recurrent module gives.
     ``training_heads``: heads on the latent that exist only while learning (value, q); cut off in the artifact.
     """
 
@@ -49,6 +52,8 @@ class Network(nn.Module):
         log_std_bounds: tuple[float, float] = (-20.0, 2.0),
         value: nn.Module | None = None,
         quantiles: int = 0,
+        recurrent: nn.Module | None = None,
+        value_reads: str = "sense",
         family: str = "",
         info: Mapping[str, Any] | None = None,
     ) -> None:
@@ -58,6 +63,7 @@ class Network(nn.Module):
         self.log_std = nn.Parameter(log_std.clone()) if isinstance(log_std, Tensor) else None
         self.sde, self.log_std_bounds = sde, log_std_bounds
         self.value, self.quantiles, self.family = value, quantiles, family
+        self.recurrent, self.value_reads = recurrent, value_reads
         self.training_heads = nn.ModuleDict()
         self.info: dict[str, Any] = dict(info or {})
 
@@ -67,8 +73,10 @@ class Network(nn.Module):
         known = {"action"} | {f"features.{name}" for name, _ in self.body.named_children()}
         if self.head.kind == "greedy":
             known.add("q")
-        elif self.head.kind not in {"deterministic", "tanh"}:
+        elif self.head.kind not in {"deterministic", "tanh", "scores"}:
             known.add("distribution")
+        if self.recurrent is not None:
+            known.add("features.memory")
         if self.quantiles:
             known.add("quantiles")
         if self.value is not None:
@@ -76,8 +84,15 @@ class Network(nn.Module):
         return frozenset(known | set(self.training_heads))
 
     def init(self, n: int) -> Memory:
-        """The sense's memory; the network itself has none."""
-        return self.sense.init(n)
+        """The memory of the sense, and of the recurrent parts where there are any."""
+        memory = self.sense.init(n)
+        for name, part in self._recurrent_parts():
+            memory |= {f"{name}.{k}": v for k, v in part.init(n).items()}  # type: ignore[operator]  # nn.Module hides init's type
+        return memory
+
+    def _recurrent_parts(self) -> list[tuple[str, nn.Module]]:
+        parts = (("recurrent", self.recurrent), ("value", self.value))
+        return [(name, part) for name, part in parts if part is not None and hasattr(part, "init")]
 
     def act(
         self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None, wants: frozenset[str] = ACTION
@@ -86,6 +101,16 @@ class Network(nn.Module):
         groups, memory = self.sense(obs, memory, starts)
         x = flatten(groups, self.sense.groups)
         latent, features = x, {}
+        recalled: dict[str, Tensor] = {}
+        for name, part in self._recurrent_parts():
+            own = {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}
+            recalled[name], own = part(x, own, starts)
+            memory = {**memory, **{f"{name}.{k}": v for k, v in own.items()}}
+        if "recurrent" in recalled:
+            latent = recalled["recurrent"]
+            if "features.memory" in wants:
+                features["memory"] = latent
+        before_body = latent
         for name, layer in self.body.named_children():
             latent = layer(latent)
             if f"features.{name}" in wants:
@@ -98,7 +123,9 @@ class Network(nn.Module):
         if self.head.kind == "greedy":
             q = raw
         action = self.head.decode(raw, self._log_std(latent))
-        value = self.value(x).squeeze(-1) if self.value is not None and "value" in wants else None
+        value = None
+        if self.value is not None and "value" in wants:
+            value = (recalled["value"] if "value" in recalled else self.value(before_body if self.value_reads == "recurrent" else x)).squeeze(-1)
         if len(self.training_heads):
             trained = {name: head(latent) for name, head in self.training_heads.items() if name in wants}
             value = trained["value"].squeeze(-1) if "value" in trained else value
@@ -114,8 +141,8 @@ class Network(nn.Module):
         return self.log_std
 
     def acting_parameters(self) -> int:
-        """Parameters from observation to most likely action: body and output; no critic, no spread, no training head."""
-        return sum(p.numel() for module in (self.body, self.out) for p in module.parameters())
+        """Parameters from observation to most likely action: no critic, no spread, no training head."""
+        return sum(p.numel() for module in (self.recurrent, self.body, self.out) if module is not None for p in module.parameters())
 
     def header(self) -> dict[str, Any]:
         """What ``build`` needs beside the tensors; plain JSON."""

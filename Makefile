@@ -1,0 +1,42 @@
+# make demo | test | lint | bench. Each makes .venv by itself on a fresh machine; no compiler is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q -c constraints.txt
+SOURCES := $(shell find src -type f) pyproject.toml constraints.txt README.md LICENSE
+.PHONY: demo test lint bench bench-auto clean
+
+demo: $(VENV)/.installed
+	$(BIN)/distillrl distill examples/ppo_lunar.zip --env LunarLander-v3 --student mlp:16x16
+
+test: $(VENV)/.tools
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.tools
+	$(BIN)/python bench/speed.py
+
+bench-auto: $(VENV)/.tools
+	$(BIN)/python bench/auto.py
+
+# What is tested is the built wheel, as a user gets it, never the source tree.
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/hatchling
+	rm -rf dist
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
+	$(PIP) "$$(echo dist/*.whl)[box2d]"
+	$(PIP) --no-deps --force-reinstall dist/*.whl
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(PIP) "$$(echo dist/*.whl)[test]"
+	touch $@
+
+$(VENV)/bin/hatchling:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) hatchling
+
+clean:
+	rm -rf $(VENV) dist build

@@ -1,0 +1,167 @@
+"""Make the runs and screenshots of docs/evidence.md: a good student, an undertrained, a brittle and an overfitted one.
+
+    PYTHONPATH=src python scripts/make_evidence_pages.py OUT [--only good,brittle] [--quick]
+
+Needs the teachers in ../shared/teachers, Box2D, playwright and Debian's chromium. The brittle student is a good one with
+two units and one more added that fire where one sensor reads exactly 0, as a dead one does: in undisturbed episodes that
+hardly happens. The overfitted one was distilled on ten levels of an environment whose rule a small network can't find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+
+import distillrl
+from distillrl import artifact, config, evaluation, runs, students
+from distillrl.envs import EnvOptions
+from distillrl.reporting import compare, report
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "teachers"
+
+
+class Levels(gymnasium.Env):
+    """Twenty steps on one level; a level is a random vector, seen as it is, and the right action is a parity of its signs."""
+
+    observation_space = gymnasium.spaces.Box(-4, 4, (8,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, levels: int = 0) -> None:
+        self.levels, self.steps = levels, 0
+        self.level = np.zeros(8, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict]:
+        number = 0 if seed is None else seed % self.levels if self.levels else seed
+        self.level = np.random.default_rng(number).normal(size=8).clip(-4, 4).astype(np.float32)
+        self.steps = 0
+        return self.level, {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return self.level, float(action == right(self.level)), False, self.steps == 20, {}
+
+
+def right(level: np.ndarray) -> int:
+    """The rule: whether an even number of the first six signs is negative."""
+    return int((level[:6] < 0).sum() % 2 == 0)
+
+
+def rule(obs: torch.Tensor) -> torch.Tensor:
+    """The teacher of Levels: logits of a batch of observations."""
+    even = ((obs[..., :6] < 0).sum(-1) % 2 == 0).float()
+    return 8 * torch.stack([1 - even, even], -1)
+
+
+def brittle(source: Path, out: Path, reach: float = 0.004) -> None:
+    """Copy a run, with a student that does nothing for as long as its second sensor reads 0."""
+    header, tensors = artifact.load(source / runs.STUDENT)
+    header = {k: v for k, v in header.items() if k not in {"version", "digest"}}
+    first, second = (int(x) for x in header["family"].split(":")[1].split("x"))
+    shift = float(tensors["sense.steps.0.shift0"][1])
+    width = reach * float(tensors["sense.steps.0.scale0"][1])
+    steep = 4 / width
+    t = {k: v.clone() for k, v in tensors.items()}
+    gate = torch.zeros(2, t["body.0.weight"].shape[1])
+    gate[:, 1] = steep
+    t["body.0.weight"] = torch.cat([t["body.0.weight"], gate])
+    t["body.0.bias"] = torch.cat([t["body.0.bias"], torch.tensor([-steep * (shift - width), -steep * (shift + width)])])
+    row = torch.zeros(1, first + 2)
+    row[0, -2:] = torch.tensor([8.0, -8.0])  # 16 between the two steps, else 0
+    t["body.2.weight"] = torch.cat([torch.cat([t["body.2.weight"], torch.zeros(second, 2)], 1), row])
+    t["body.2.bias"] = torch.cat([t["body.2.bias"], torch.tensor([-8.0])])
+    push = torch.zeros(t["out.weight"].shape[0], 1)
+    push[0, 0] = 30.0
+    t["out.weight"] = torch.cat([t["out.weight"], push], 1)
+    t["out.bias"] = t["out.bias"] + push[:, 0]
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(source, out)
+    for name in ("evidence.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
+    family = f"mlp:{first + 2}x{second + 1}"
+    artifact.save(out / runs.STUDENT, {**header, "family": family}, t)
+    measure(out, family)
+
+
+def measure(run: Path, family: str) -> None:
+    """Write the verdict of a folder's student anew."""
+    folder = runs.Folder.open(run)
+    settled = folder.read_config()
+    known = json.loads((run / runs.VERDICT).read_text())
+    found = evaluation.evaluate(str(folder.student), settled.env, settled.teacher, episodes=settled.verdict_episodes, seed=settled.seed)
+    keep = ("agreement", "retention", "difference", "notes", "teacher", "student", "random", "evaluation_steps", "evaluation_seconds")
+    (run / runs.VERDICT).write_text(json.dumps({**known, **{k: found[k] for k in keep}, "student_family": family}))
+    folder.write_config(config.with_changes(settled, {"student": family}))
+
+
+def lunar(out: Path, teacher: str, env: str, **options: object) -> Path:
+    """One run, made anew unless it is there."""
+    if not (out / runs.VERDICT).is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        distillrl.distill(SHARED / teacher, env, out=out, config=config.with_changes(config.Config(), options))
+    return out
+
+
+def make(root: Path, wanted: Mapping[str, bool], full: bool) -> list[Path]:
+    """The runs and their pages."""
+    how = "full" if full else "quick"
+    made = []
+    if wanted["good"]:
+        made.append(report(lunar(root / "good", "ppo_lunar.zip", "LunarLander-v3"), measure=how))
+    if wanted["continuous"]:
+        made.append(report(lunar(root / "continuous", "ppo_lunarc.zip", "LunarLanderContinuous-v3"), measure=how))
+    if wanted["undertrained"]:
+        made.append(report(lunar(root / "undertrained", "ppo_lunar.zip", "LunarLander-v3", rounds=2, until="none"), measure=how))
+    if wanted["brittle"]:
+        brittle(lunar(root / "good", "ppo_lunar.zip", "LunarLander-v3"), root / "brittle")
+        made.append(report(root / "brittle", measure=how))
+    if wanted["overfitted"]:
+        folder = root / "overfitted"
+        shutil.rmtree(folder, ignore_errors=True)
+        few = config.Config(env_kwargs={"levels": 10}, until="none", rounds=20, student="mlp:64x64")
+        distillrl.distill(rule, Levels, config=few, out=folder)
+        made.append(report(folder, measure="full", teacher=rule, env=Levels, unseen={"levels": 0}))
+    folders = [path.parent for path in made]
+    if len(folders) > 1:
+        made.append(compare(folders, root / "compare.html"))
+    return made
+
+
+def shoot(pages: list[Path], out: Path) -> None:
+    """Screenshots of the pages, wide and light, wide and dark, and on a phone."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        for page in pages:
+            name = page.parent.name if page.name == "report.html" else page.stem
+            for look, width, scheme in (("light", 1400, "light"), ("dark", 1400, "dark"), ("phone", 360, "light")):
+                context = browser.new_context(viewport={"width": width, "height": 1000 if width > 400 else 780}, color_scheme=scheme, offline=True)
+                tab = context.new_page()
+                tab.goto(page.resolve().as_uri())
+                tab.screenshot(path=out / f"{name}-{look}.png", full_page=False)
+                context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    names = ("good", "continuous", "undertrained", "brittle", "overfitted")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="where the runs go")
+    parser.add_argument("--only", default=",".join(names), help="some of " + ",".join(names))
+    parser.add_argument("--quick", action="store_true", help="measure quickly")
+    parser.add_argument("--shots", type=Path, help="where the screenshots go")
+    given = parser.parse_args()
+    chosen = given.only.split(",")
+    pages = make(given.out, {n: n in chosen for n in names}, not given.quick)
+    for page in pages:
+        print(page)
+    if given.shots:
+        given.shots.mkdir(parents=True, exist_ok=True)
+        shoot(pages, given.shots)

@@ -1,0 +1,134 @@
+"""Measure what a report rests on, and keep it in the run folder: ``evidence.json``.
+
+``gather`` loads the run's student, teacher and environment from its folder and measures fidelity and robustness, and
+with ``full`` also longer returns and generalisation. What can't be measured is a sentence under ``notes``; nothing
+that was measured is lost for it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distillrl import artifact, envs, evaluation, fidelity, generalisation, robustness, students, teachers
+from distillrl.config import Config
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import DistillError, Misconfigured
+from distillrl.physics import PHYSICS, Change
+from distillrl.policies import Policy
+from distillrl.reading import EVIDENCE, Reading, look, number, read
+
+QUICK_SECONDS = 5.0
+"""After which a quick measurement begins nothing new."""
+RETURNS, COMPARED, GENERALISATION = 200, 50, 100
+"""Episodes in a full measurement: of return, of fidelity and each level of a disturbance, of seen and unseen ones."""
+
+
+def gather(
+    run_folder: str | Path,
+    *,
+    full: bool = False,
+    teacher: Any = None,
+    env: Any = None,
+    unseen: Mapping[str, Any] | None = None,
+    physics: tuple[Change, ...] = PHYSICS,
+) -> dict[str, Any]:
+    """Measure a run, write ``evidence.json``, return it.
+
+    ``teacher`` and ``env``: where they lie now, by default where the run's configuration says. ``unseen``: keyword
+    arguments of the environment that the student was not distilled on. Raises Misconfigured, Missing or Failed where
+    student, teacher or environment can't be had at all.
+    """
+    run = read(run_folder)
+    began = time.perf_counter()
+    notes: list[str] = []
+    student, master, options = players(run, teacher, env, notes)
+    seed = int(number(run.config.get("seed")) or 0)
+    foot = number(look(run.verdict, "random", "return", "mean"))
+    hardest = EnvOptions(options.id, {**options.kwargs, **unseen}, options.backend, options.max_episode_steps) if unseen else None
+    left = None if full else QUICK_SECONDS
+    found: dict[str, Any] = {"full": full}
+    parts: dict[str, Callable[[], Any]] = {
+        "fidelity": lambda: fidelity.measure(student, master, options, COMPARED if full else 20, seed, shown=6 if full else 3),
+        "robustness": lambda: robustness.measure(
+            student,
+            master,
+            options,
+            episodes=COMPARED if full else 20,
+            seed=seed,
+            physics=physics,
+            random_mean=foot,
+            clean=_clean(found),
+            seconds=None if left is None else max(0.0, left - (time.perf_counter() - began)),
+        ),
+    }
+    if full:
+        parts["returns"] = lambda: {
+            who: evaluation.play(p, options, RETURNS, Seeds(seed, "verdict")).returns.round(6).tolist()
+            for who, p in (("student", student), ("teacher", master))
+        }
+    if full or hardest is not None:
+        parts["generalisation"] = lambda: generalisation.measure(
+            student, master, options, hardest, episodes=GENERALISATION if full else 20, seed=seed, random_mean=foot
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small networks are fastest so
+    try:
+        for name, measure in parts.items():
+            try:
+                found[name] = measure()
+            except DistillError as error:
+                notes.append(f"{name} was not measured: {error}")
+    finally:
+        torch.set_num_threads(threads)
+    found |= {"notes": notes, "seconds": round(time.perf_counter() - began, 3)}
+    artifact.write_bytes(run.path / EVIDENCE, json.dumps(found).encode())
+    return found
+
+
+def players(run: Reading, teacher: Any, env: Any, notes: list[str]) -> tuple[Policy, Policy, EnvOptions]:
+    """The run's student, its teacher and its environment; a teacher that isn't the one who taught is noted."""
+    config = {f: run.config[f] for f in Config.__dataclass_fields__ if f in run.config}
+    student: Policy = students.build(*artifact.load(run.path / "student.safetensors"))
+    target = env if env is not None else config.get("env")
+    if target is None:
+        raise Misconfigured("the run’s environment was an object, not a name: give it with --env")
+    options = EnvOptions(target, dict(config.get("env_kwargs", {})), str(config.get("backend", "auto")), config.get("max_episode_steps"))
+    source = teacher if teacher is not None else config.get("teacher")
+    if source is None:
+        raise Misconfigured("the run’s teacher was an object, not a file: give one with --teacher")
+    wished = teachers.Options(
+        format=config.get("format"),
+        model=config.get("model"),
+        sees=config.get("teacher_sees"),
+        env=target if isinstance(target, str) else None,
+        vecnormalize=config.get("vecnormalize"),
+    )
+    master: Policy = teachers.load(source, wished, student.spec)
+    for who, policy in (("student", student), ("teacher", master)):
+        if found := envs.differences(policy.spec, _spec(options)):
+            raise Misconfigured(f"the {who} does not fit {envs.name_of(options)}: " + "; ".join(found))
+    taught = look(run.header, "provenance", "teacher", "sha256")
+    if taught is not None and teachers.digest(source) not in (None, taught):
+        notes.append(f"{source} is not the file that taught this student (SHA-256 {str(taught)[:12]}… did)")
+    return student, master, options
+
+
+def _clean(found: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    """The undisturbed episodes, where fidelity has played as many as robustness needs (the same seeds)."""
+    returns = look(found, "fidelity", "returns")
+    return None if returns is None else {who: np.asarray(values) for who, values in returns.items()}
+
+
+def _spec(options: EnvOptions) -> Any:
+    vector = envs.make(options, envs.slots_of(options, 1), Seeds(0, "dry"))
+    try:
+        return vector.spec
+    finally:
+        vector.close()

@@ -1,0 +1,139 @@
+"""``export(policy, to, out)``: any policy as what runs in the product; ``opened`` plays with what was written.
+
+``parity.check`` compares it with the policy, on visited states and by its return.
+
+To add a target, add a file in ``targets/`` and a row in TARGETS.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillrl.errors import Failed, Misconfigured, nearest
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: the module whose ``write`` makes the files, what it is made from, and which of the files is the one to open."""
+
+    module: str
+    reads: str
+    """``plan``: the policy's plan; ``states``: the plan, and states to calibrate on; ``policy``: the torch policy itself."""
+    main: str
+    """The suffix of the file that is opened."""
+    about: str
+
+
+TARGETS: dict[str, Target] = {
+    "onnx": Target("onnx", "plan", ".onnx", "one ONNX file, dynamic batch"),
+    "c": Target("c", "plan", ".c", "a C99 pair, no library, no malloc"),
+    "c-int8": Target("c_int8", "states", ".c", "the same with int8 weights and activations, calibrated on states"),
+    "compiled": Target("compiled", "plan", ".py", "the C pair as a shared library with a Python loader"),
+    "js": Target("js", "plan", ".js", "one ES module, and a page to play it in"),
+    "python": Target("python", "plan", ".py", "one file that needs numpy alone"),
+    "torch": Target("torch_export", "policy", ".pt2", "torch.export's file; takes any layer"),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: the target, its files (the one to open first), and facts such as memory; plain JSON data."""
+
+    to: str
+    files: tuple[Path, ...]
+    facts: Mapping[str, Any]
+
+
+def known(to: str) -> Target:
+    """The row of a target; raises Misconfigured, naming the nearest."""
+    if to not in TARGETS:
+        raise Misconfigured(f"export --to {to!r}{nearest(to, TARGETS)}: there are {', '.join(TARGETS)}")
+    return TARGETS[to]
+
+
+def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", states: Mapping[str, Any] | None = None, env: Any = None) -> Export:
+    """Write a policy (an object, or the path of a student or a teacher) as ``to`` into the folder ``out``.
+
+    ``name`` names the files and, in C, the functions. c-int8 calibrates on ``states`` {group: [n, *shape]}, observations
+    that the policy visited (a thousand are right), or on those that it visits in ``env``. Raises Misconfigured where the
+    policy can't be exported so, saying why and which targets can; Missing for a package or compiler; Failed where the
+    folder can't be written.
+    """
+    target = known(to)
+    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-" for c in name) or not name.isascii():
+        raise Misconfigured(f"export --name {name!r}: letters, digits, - and _ are right")
+    loaded, passport = loaded_with_passport(policy)
+    env = env if env is not None else passport.get("env")
+    passport["env"] = env if isinstance(env, str) else None
+    if target.reads == "states" and not states:
+        if env is None:
+            raise Misconfigured(f"export --to {to} calibrates on visited states: give --env, or states={{group: array [n, …]}}")
+        from distillrl.parity import visited
+
+        states = visited(loaded, env)
+    folder = Path(out)
+    module = importlib.import_module(f"distillrl.targets.{target.module}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if target.reads == "policy":
+            files, facts = module.write(loaded, passport, folder, name)
+        else:
+            from distillrl.targets.tracing import trace
+
+            plan = trace(loaded)
+            given = (_arrays(states, loaded.spec),) if target.reads == "states" else ()
+            files, facts = module.write(plan, passport, folder, name, *given)
+    except OSError as error:
+        raise Failed(f"export to {folder}: {error.strerror or error}") from None
+    main = next(f for f in files if f.suffix == target.main)
+    return Export(to, (main, *(f for f in files if f != main)), {**facts, "bytes": sum(f.stat().st_size for f in files)})
+
+
+def loaded_with_passport(policy: Any) -> tuple[Any, dict[str, Any]]:
+    """The policy itself, and its passport: what an artifact's header would say of it."""
+    from distillrl import __version__
+    from distillrl.policies import Player
+
+    if isinstance(policy, str | Path):
+        from distillrl.loading import load
+
+        policy = load(policy)
+    if isinstance(policy, Player):
+        policy = policy.policy
+    header = policy.header() if callable(getattr(policy, "header", None)) else {"spec": policy.spec.to_json()}
+    info = dict(getattr(policy, "info", {}))
+    passport = {"made_by": f"distillrl {__version__}", "env": info.get("environment"), **header, "info": info}
+    return policy, json.loads(json.dumps(passport, default=str))
+
+
+def _arrays(states: Mapping[str, Any] | None, spec: Any) -> dict[str, Any]:
+    import numpy as np
+
+    arrays = {}
+    for name, group in spec.observations.items():
+        if states is None or name not in states:
+            raise Misconfigured(f"the states to calibrate on lack the group {name!r} ({group})")
+        array = np.asarray(states[name])
+        if array.shape[1:] != group.shape or not len(array):
+            raise Misconfigured(f"states {name!r}: shape {array.shape} was given, (n, {', '.join(map(str, group.shape))}) is right")
+        arrays[name] = array
+    return arrays
+
+
+def opened(exported: Export, policy: Any) -> Any:
+    """What was exported as a Policy, run by what runs it in the product: a compiler's machine code, onnxruntime, node, …
+
+    ``policy`` is what it was exported from: its spec says what goes in and out. Raises Missing where a runtime isn't here.
+    """
+    from distillrl.targets import playing
+    from distillrl.targets.tracing import trace
+
+    loaded, _ = loaded_with_passport(policy)
+    sizes = {name: tuple(value.shape[1:]) for name, value in loaded.init(1).items()}
+    plan = None if known(exported.to).reads == "policy" else trace(loaded)
+    return playing.opened(exported.to, exported.files[0], loaded.spec, plan, sizes)

@@ -1,0 +1,154 @@
+"""Ship it or not: the evidence of a run in one answer and three sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distillrl import stats
+from distillrl.errors import DistillError
+from distillrl.reading import Reading, look, number
+
+MARGIN = 0.05
+"""How much worse than its teacher a student may be, in shares of the teacher's return above random play."""
+SEVERE = 0.15
+"""What it may lose more than its teacher under a disturbance that leaves the teacher half of its return."""
+HEADLINES = {"ship": "Ship it.", "no": "Don’t ship it.", "unknown": "Not shown yet."}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The answer, why, and what must be said beside it."""
+
+    answer: str
+    """ship, no or unknown."""
+    sentences: tuple[str, ...]
+    """Three at most: the return; robustness and generalisation; the cost, or what to do."""
+    cautions: tuple[str, ...]
+    non_inferiority: stats.NonInferiority | None
+    measured: bool
+    """Whether robustness was measured at every level."""
+
+    @property
+    def headline(self) -> str:
+        """A few words."""
+        return "Ship it, as far as measured." if self.answer == "ship" and not self.measured else HEADLINES[self.answer]
+
+
+def judge(run: Reading, margin: float = MARGIN) -> Judgement:
+    """Ship where non-inferiority by ``margin`` was shown and nothing measured speaks against; never raises for a gap.
+
+    «No» where the student was shown to be worse, severely more brittle than its teacher, or overfitted; «unknown» where
+    the figures don't decide.
+    """
+    cautions = [*run.problems, *_texts(run.verdict, "notes")]
+    for part in ("fidelity", "robustness", "generalisation"):
+        cautions += _texts(look(run.evidence, part), "notes")
+    cautions += _texts(run.evidence, "notes")
+    test, first = _return(run, margin, cautions)
+    against = _against(run)
+    worse = test is not None and test.p is not None and test.p > 0.95
+    no_spread = test is not None and test.p is None and not test.shown and test.episodes >= stats.FEW
+    if against or worse or no_spread:
+        answer = "no"
+    else:
+        answer = "ship" if test is not None and test.shown else "unknown"
+    third = _cost(run) if answer == "ship" else _advice(run, answer, test, bool(against))
+    said = tuple(s for s in (first, _second(run, against), third) if s)
+    return Judgement(answer, said, tuple(dict.fromkeys(cautions)), test, _measured(run))
+
+
+def _measured(run: Reading) -> bool:
+    return bool(look(run.evidence, "robustness", "curves")) and not look(run.evidence, "robustness", "left_out")
+
+
+def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.NonInferiority | None, str]:
+    student, teacher, random = (run.returns(who) for who in ("student", "teacher", "random"))
+    if not student or not teacher:
+        there = "teacher" if teacher else "student" if student else None
+        only = f"only the {there}’s returns are known" if there else "no returns were measured"
+        return None, f"Nothing can be said of the student against its teacher: {only}."
+    paired = len(student) == len(teacher)
+    if random and not stats.told_apart(teacher, random):
+        cautions.append("teacher and random policy can’t be told apart here, so there is no retention, and this environment shows nothing of the student")
+        random = []
+        if look(run.verdict, "random") is not None:
+            return None, "The teacher itself can’t be told from a random policy here, so there is nothing to keep."
+    try:
+        test = stats.non_inferiority(student, teacher, margin, random or None, paired)
+    except DistillError as error:
+        return None, f"The returns can’t be compared: {error}."
+    for who, values in (("the student", student), ("the teacher", teacher)):
+        if said := stats.caution(values, who):
+            cautions.append(said)
+    means = f"{sum(student) / len(student):.4g} against {sum(teacher) / len(teacher):.4g}"
+    return test, f"{test.sentence[:-1]}: {means} on average{', on the same episodes' if paired else ''}."
+
+
+def _against(run: Reading) -> list[str]:
+    """What was measured that forbids shipping."""
+    found = []
+    for curve in look(run.evidence, "robustness", "curves") or []:
+        if severe(curve):
+            found.append(str(curve.get("sentence") or f"It is more brittle than its teacher under {curve.get('name')}."))
+    if look(run.evidence, "generalisation", "overfitted"):
+        found.append(str(look(run.evidence, "generalisation", "sentence")))
+    return found
+
+
+def severe(curve: Mapping[str, Any]) -> bool:
+    """Whether, at some level that leaves the teacher half of its return, the student surely loses far more than it."""
+    for point in (curve.get("points") or []) if curve.get("brittle") else []:
+        low, lost = number(look(point, "excess", "low")), number(look(point, "teacher_lost"))
+        if low is not None and lost is not None and low > SEVERE and lost < 0.5:
+            return True
+    return False
+
+
+def _second(run: Reading, against: list[str]) -> str:
+    if against:
+        more = len(against) - 1
+        return against[0] + (f" ({more} more of the kind below.)" if more else "")
+    curves = look(run.evidence, "robustness", "curves") or []
+    mild = [str(c["sentence"]) for c in curves if c.get("brittle") and c.get("sentence")]
+    gap = look(run.evidence, "generalisation", "gap", "value")
+    outside = "" if number(gap) is None else " and on episodes that it was not distilled on"
+    if mild:
+        return f"A caution: {mild[0][0].lower()}{mild[0][1:]}"
+    if curves:
+        names = [str(c.get("name")).removeprefix("physics: ") for c in curves]
+        under = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+        return f"It holds up as well as its teacher under {under if len(names) < 4 else f'all {len(names)} kinds of disturbance measured'}{outside}."
+    return f"Its robustness was not measured{', but it holds up' + outside.removeprefix(' and') if outside else ''}."
+
+
+def _cost(run: Reading) -> str:
+    said = []
+    for key, words, unit in (("parameters", "smaller", "parameters"), ("latency_us", "faster for one state", "µs")):
+        mine, theirs = number(look(run.verdict, "student", key)), number(look(run.verdict, "teacher", key))
+        if mine and theirs:
+            ratio = theirs / mine
+            size = f"{mine:,.0f} {unit}"
+            said.append(f"{ratio:.3g} times {words} ({size})" if ratio >= 1.05 else f"not {words} ({size}, the teacher {theirs:,.0f})")
+    return f"It is {' and '.join(said)}." if said else ""
+
+
+def _advice(run: Reading, answer: str, test: stats.NonInferiority | None, brittle: bool) -> str:
+    if answer == "unknown":
+        if test is None:
+            return "To know, measure student and teacher: distillrl report RUN --teacher FILE --full."
+        more = f"Measure more: distillrl report {run.path} --full"
+        return f"{more} plays {max(test.needed, 200):,} episodes of each." if test.needed else f"{more}."
+    if brittle:
+        return "Distil it under that disturbance (or on more varied episodes), and measure again."
+    reached = look(run.verdict, "reached")
+    spent = {"env_steps": "--env-steps", "labels": "--labels", "seconds": "--seconds", "rounds": "--rounds"}.get(str(look(run.verdict, "ended_by")))
+    if reached is False and spent:
+        return f"The run stopped short of its aim when {spent} was spent: give it more, or a larger --student."
+    return "Distil for longer (--env-steps), or take a larger --student."
+
+
+def _texts(data: Any, key: str) -> list[str]:
+    values = look(data, key)
+    return [str(v) for v in values] if isinstance(values, list) else []

@@ -1,0 +1,168 @@
+"""``check``: an exported policy against the policy it was made from, on visited states and by the return that it earns itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillrl import evaluation, stats
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.exporting import Export, loaded_with_passport, opened
+from distillrl.policies import ACTION, Memory, Policy, agreement
+from distillrl.records import Prediction, Spec
+
+CLEAR = 1e-4
+"""Where the two best raw outputs differ by more, float32 arithmetic in another order must not change the choice."""
+CHUNK = 25
+"""Episodes played at a time until enough states were visited."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an exported policy compares; plain numbers.
+
+    ``agreement``: the share of ``states`` where both choose the same (see policies.agreement); ``clear_disagreements``: among
+    those where the two best differ by more than 1e-4 (always 0 for a faithful float export); ``raw_error`` and ``action_error``:
+    the greatest difference of a logit or mean, and of a box action's component (None where there is none). ``exported`` and
+    ``policy``: the return of each on the same episodes, with its interval, and ``difference`` of both in pairs.
+    """
+
+    to: str
+    states: int
+    agreement: float
+    clear_disagreements: int
+    raw_error: float | None
+    action_error: float | None
+    exported: stats.Interval | None
+    policy: stats.Interval | None
+    difference: stats.Interval | None
+
+    @property
+    def same_return(self) -> bool:
+        """Whether the interval of the difference holds 0 (true where no return was measured)."""
+        return self.difference is None or self.difference.low <= 0 <= self.difference.high
+
+
+class Shadowed:
+    """A policy that plays, while another is asked the same; adds up how they differ until ``wanted`` states were seen."""
+
+    def __init__(self, policy: Policy, other: Any, wanted: int) -> None:
+        self.policy, self.other, self.wanted = policy, other, wanted
+        self.spec, self.gives, self.info = policy.spec, policy.gives, policy.info
+        self.states = self.same = self.clear = 0
+        self.raw_error = self.action_error = 0.0
+        self.has_raw = False
+        self.seen: list[dict[str, np.ndarray]] = []
+
+    def init(self, n: int) -> Memory:
+        """Both memories, side by side."""
+        theirs = {} if self.other is None else self.other.init(n)
+        return {**self.policy.init(n), **{f"other.{k}": v for k, v in theirs.items()}}
+
+    def act(self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None, wants: frozenset[str] = ACTION) -> tuple[Prediction, Memory]:
+        """The policy's own answer."""
+        own = {k: v for k, v in memory.items() if not k.startswith("other.")}
+        mine, after = self.policy.act(obs, own, starts, wants)
+        if self.other is None:
+            self.seen.append({k: v.numpy().copy() for k, v in obs.items()})
+            self.states += len(next(iter(obs.values())))
+            return mine, after
+        theirs, held = self.other.act(obs, {k[6:]: v for k, v in memory.items() if k.startswith("other.")}, starts)
+        if self.states < self.wanted:
+            self._compare(mine, theirs)
+        return mine, {**after, **{f"other.{k}": v for k, v in held.items()}}
+
+    def _compare(self, mine: Prediction, theirs: Prediction) -> None:
+        assert mine.action is not None
+        assert theirs.action is not None
+        same = agreement(theirs, mine)
+        self.states += len(same)
+        self.same += int(same.sum())
+        raw = raw_outputs(mine)
+        if raw is not None:
+            self.has_raw = True
+            self.raw_error = max(self.raw_error, float((raw - torch.as_tensor(self.other.raw)).abs().max()))
+        if self.spec.action.kind == "box":
+            self.action_error = max(self.action_error, float((mine.action.mode - theirs.action.mode).abs().max()))
+        else:
+            sure = torch.ones_like(same) if raw is None else margin(raw, self.spec) > CLEAR
+            self.clear += int((~same & sure).sum())
+
+
+def raw_outputs(prediction: Prediction) -> Tensor | None:
+    """[n, size] logits, means or Q-values, where a prediction has them."""
+    for name in ("logits", "mean"):
+        found = getattr(prediction.action, name, None)
+        if found is not None:
+            return found
+    return prediction.q
+
+
+def margin(raw: Tensor, spec: Spec) -> Tensor:
+    """[n]: how far the best raw output is ahead of the second; the least of several choices; of switches the distance to 0."""
+    if spec.action.kind == "multibinary":
+        return raw.abs().amin(-1)
+    parts = torch.split(raw, list(spec.action.nvec), -1) if spec.action.kind == "multidiscrete" else (raw,)
+    gaps = [p.topk(2, -1).values for p in parts if p.shape[-1] > 1]
+    return torch.stack([g[..., 0] - g[..., 1] for g in gaps], -1).amin(-1) if gaps else torch.full(raw.shape[:-1], np.inf)
+
+
+def check(exported: Export, policy: Any, env: Any, *, states: int = 10_000, episodes: int = 100, seed: int = 0) -> Check:
+    """Compare what was exported with the policy: on ``states`` that the policy visits, then on ``episodes`` that each plays itself.
+
+    ``env`` is a gymnasium id, a function that makes one, or EnvOptions. ``episodes`` 0 plays none. Raises Missing where
+    what runs the export isn't here.
+    """
+    loaded, _ = loaded_with_passport(policy)
+    options = env if isinstance(env, EnvOptions) else EnvOptions(env)
+    other = opened(exported, loaded)
+    shadowed = Shadowed(loaded, other, states)
+    _visit(shadowed, options, states, seed)
+    box = loaded.spec.action.kind == "box"
+    returns: list[stats.Interval | None] = [None, None, None]
+    if episodes:
+        seeds = Seeds(seed, "verdict")
+        theirs, mine = (evaluation.play(p, options, episodes, seeds).returns for p in (other, loaded))
+        returns = [stats.mean_interval(theirs, seed), stats.mean_interval(mine, seed), stats.paired_difference(theirs, mine, seed)]
+    return Check(
+        exported.to,
+        shadowed.states,
+        shadowed.same / shadowed.states,
+        shadowed.clear,
+        shadowed.raw_error if shadowed.has_raw else None,
+        shadowed.action_error if box else None,
+        *returns,
+    )
+
+
+def visited(policy: Any, env: Any, states: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+    """Observations {group: [n, *shape]} that a policy visits, n ≥ ``states``, in the order of visiting."""
+    loaded, _ = loaded_with_passport(policy)
+    watched = Shadowed(loaded, None, states)
+    _visit(watched, env if isinstance(env, EnvOptions) else EnvOptions(env), states, seed)
+    return {name: np.concatenate([s[name] for s in watched.seen]) for name in loaded.spec.observations}
+
+
+def _visit(policy: Shadowed, options: EnvOptions, states: int, seed: int) -> None:
+    """Play until enough states were seen; each chunk of episodes on seeds of its own, of the stream of training."""
+    stream = Seeds(seed, "train")
+    first = 0
+    while policy.states < states:
+        evaluation.play(policy, options, CHUNK, _Later(stream, first))  # type: ignore[arg-type]  # a Seeds in all that play asks of it
+        first += CHUNK
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A stream of seeds from an episode on."""
+
+    seeds: Seeds
+    first: int
+
+    def __call__(self, index: int) -> int:
+        return self.seeds(self.first + index)

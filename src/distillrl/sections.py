@@ -1,0 +1,259 @@
+"""What a run's page says, part by part: figures and tables of plain data, before they become HTML.
+
+Each builder takes a Reading and gives a Section, or None where the run has nothing to say of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distillrl import pictures, stats
+from distillrl.reading import Reading, look, number
+
+PLAYERS = ("teacher", "student", "random")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is written, what it is sorted by, a small addition, whether few episodes stand behind it."""
+
+    text: str
+    key: float | None = None
+    more: str = ""
+    few: bool = False
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; the first cell of a row names it. ``words``: prose, left-aligned."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+    sortable: bool = True
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture (inline SVG, or a data address) with what it shows, in a sentence."""
+
+    title: str
+    caption: str = ""
+    svg: str = ""
+    image: str = ""
+    alt: str = ""
+    video: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Text to copy: a command, a configuration."""
+
+    title: str
+    text: str
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    title: str
+    lead: str = ""
+    said: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+
+# ── numbers in words ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def short(value: float | None, digits: int = 4) -> str:
+    """A number for people; – for none."""
+    if value is None:
+        return "–"
+    if abs(value) >= 10 ** max(4, digits) or (value == int(value) and abs(value) < 1e15):
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def with_interval(interval: Any, share: bool = False, few: bool = False) -> Cell:
+    """«251.3 (248.1 … 254.0)» of {value or mean, low, high}."""
+    value = number(look(interval, "value")) if number(look(interval, "value")) is not None else number(look(interval, "mean"))
+    if value is None:
+        return Cell("–")
+    low, high = number(look(interval, "low")), number(look(interval, "high"))
+    show = (lambda v: f"{v:.1%}".replace("-", "−")) if share else short
+    return Cell(show(value), value, "" if low is None or high is None else f"{show(low)} … {show(high)}", few)
+
+
+def plain(value: Any, digits: int = 4) -> Cell:
+    """A number, or – where there is none."""
+    found = number(value)
+    return Cell(short(found, digits), found)
+
+
+def interval_of(x: stats.Interval) -> dict[str, float]:
+    """As plain data."""
+    return {"value": x.value, "low": x.low, "high": x.high}
+
+
+# ── the parts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def returns(run: Reading) -> Section | None:
+    """Every episode as a dot, and the table of means, quartiles and tails."""
+    samples = {who: run.returns(who) for who in PLAYERS}
+    samples = {who: values for who, values in samples.items() if values}
+    rows, intervals = [], {}
+    for who in PLAYERS:
+        if who in samples:
+            x = np.asarray(samples[who])
+            mean = stats.mean_interval(x, 0)
+            middle = stats.iqm_interval([x], 0)
+            tail = stats.statistic_interval([x], stats.cvar, 0)
+            intervals[who] = (mean.value, mean.low, mean.high)
+            few = len(x) < stats.FEW
+            cells = [with_interval(interval_of(i), few=few) for i in (mean, middle, tail)]
+            rows.append((Cell(who), cells[0], plain(np.median(x)), cells[1], cells[2], plain(x.min()), plain(len(x))))
+        elif (known := look(run.verdict, who, "return")) is not None:
+            rows.append((Cell(who), with_interval(known), Cell("–"), Cell("–"), Cell("–"), plain(look(known, "worst")), plain(look(known, "episodes"))))
+        if (sampled := look(run.verdict, who, "return_sampled")) is not None and who != "random":
+            rows.append((Cell(f"{who}, sampled"), with_interval(sampled), Cell("–"), Cell("–"), Cell("–"), plain(look(sampled, "worst")), plain(look(sampled, "episodes"))))
+    if not rows:
+        return None
+    columns = ("who plays", "mean", "median", "interquartile mean", "worst 5 %", "worst episode", "episodes")
+    figures: tuple[Figure, ...] = ()
+    if samples:
+        svg = pictures.dots(samples, intervals, "return of an episode", "Returns of each episode: " + ", ".join(f"{w} {short(v[0])} on average" for w, v in intervals.items()))
+        figures = (Figure("Every episode", "Each dot is an episode, the bar below it the mean with its 95 % interval. Most likely actions.", svg),)
+    pair = _pair(run)
+    return Section("return", "Return", "", tuple(pair), figures + _differences(run), (Table(columns, tuple(rows)),))
+
+
+def _pair(run: Reading) -> list[str]:
+    student, teacher = run.returns("student"), run.returns("teacher")
+    if not student or not teacher:
+        return []
+    said = []
+    if len(student) == len(teacher):
+        gap = stats.paired_difference(student, teacher, 0)
+        said.append(f"On the same episodes the student’s return is {short(gap.value, 3)} above its teacher’s ({short(gap.low, 3)} … {short(gap.high, 3)})." if gap.value >= 0 else f"On the same episodes the student’s return is {short(-gap.value, 3)} below its teacher’s ({short(-gap.high, 3)} … {short(-gap.low, 3)}).")
+    better = stats.probability_of_improvement([student], [teacher], 0)
+    said.append(f"An episode of the student’s beats one of the teacher’s with probability {better.value:.0%} ({better.low:.0%} … {better.high:.0%}).")
+    tails = [float(stats.cvar(np.asarray(x))) for x in (student, teacher)]
+    said.append(f"The worst 5 % of episodes return {short(tails[0])} on average, the teacher’s {short(tails[1])}.")
+    return said
+
+
+def _differences(run: Reading) -> tuple[Figure, ...]:
+    student, teacher = run.returns("student"), run.returns("teacher")
+    if len(student) != len(teacher) or len(student) < 2:
+        return ()
+    svg = pictures.pairs(teacher, student, "The student's return against the teacher's, episode by episode", ("the teacher’s return", "the student’s, same episode"))
+    return (Figure("The same episode, twice", "On the dotted line both earn the same; dots below it are episodes that the student plays worse.", svg),)
+
+
+def learning(run: Reading) -> Section | None:
+    """The curves of the run: return, agreement, each weighted term, its share of the gradient."""
+    rows = run.metrics
+    if not rows:
+        return None
+    figures = []
+    played = _series(rows, {"student": "return.student", "teacher": "return.teacher"})
+    if played:
+        figures.append(Figure("Return on the selecting seeds", "These episodes chose the student that was kept; they don’t measure it.", pictures.curves(played, "environment steps", "return", "Return while learning", roles=True)))
+    for names, title, y, caption in (
+        ({"agreement": "agreement"}, "Agreement", "share of states", "How often the student would have done what its teacher did, on the round’s states."),
+        ({"retention": "retention"}, "Retention", "share of the teacher’s return", "(student − random) / (teacher − random) on the selecting seeds."),
+    ):
+        if found := _series(rows, names):
+            figures.append(Figure(title, caption, pictures.curves(found, "environment steps", y, title)))
+    terms = sorted({k[5:] for row in rows for k in row if k.startswith("term.")})
+    for name in terms:
+        if found := _series(rows, {name: f"term.{name}"}):
+            figures.append(Figure(f"Term: {name}", "As weighted, the mean of each round’s updates.", pictures.curves(found, "environment steps", "loss × weight", f"The term {name}", log=True)))
+    if shares := _series(rows, {k[6:]: k for row in rows for k in row if k.startswith("share.")}):
+        figures.append(Figure("Who moves the student", "Each term’s share of the gradient.", pictures.curves(shares, "environment steps", "share", "Shares of the gradient")))
+    if not figures:
+        return None
+    return Section("learning", "How it learned", figures=tuple(figures), tables=_milestones(rows))
+
+
+def _series(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, tuple[list[float], list[float]]]:
+    found = {}
+    for label, key in names.items():
+        points = [(number(r.get("env_steps")), number(r.get(key))) for r in rows]
+        known = [(x, y) for x, y in points if x is not None and y is not None]
+        if known:
+            found[label] = ([x for x, _ in known], [y for _, y in known])
+    return found
+
+
+def _milestones(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
+    found = []
+    for aim in (0.9, 0.95, 0.99):
+        first = next((r for r in rows if (number(r.get("retention")) or -1) >= aim), None)
+        if first is not None:
+            found.append((Cell(f"{aim:.0%}", aim), plain(first.get("env_steps")), plain(first.get("labels")), plain(first.get("seconds"), 3), plain(first.get("round"))))
+    columns = ("retention reached", "environment steps", "teacher labels", "seconds", "round")
+    return (Table(columns, tuple(found), "When it first reached so much of its teacher’s return, on the selecting seeds."),) if found else ()
+
+
+def cost(run: Reading) -> Section | None:
+    """What teacher and student take to run, and what the student took to make."""
+    rows = []
+    for name, key, digits in (("parameters", "parameters", 6), ("bytes of the file", "bytes", 9), ("µs for one state", "latency_us", 4)):
+        mine, theirs = number(look(run.verdict, "student", key)), number(look(run.verdict, "teacher", key))
+        if mine is not None or theirs is not None:
+            ratio = theirs / mine if mine and theirs else None
+            rows.append((Cell(name), plain(theirs, digits), plain(mine, digits), Cell(f"{ratio:.3g}" if ratio else "–", ratio)))
+    tables = [Table(("", "teacher", "student", "teacher ÷ student"), tuple(rows), sortable=False)] if rows else []
+    spent = [(Cell(name), plain(look(run.verdict, *keys), digits)) for name, keys, digits in (
+        ("environment steps", ("env_steps",), 9),
+        ("teacher labels", ("teacher_labels",), 9),
+        ("rounds", ("rounds",), 9),
+        ("seconds of work", ("seconds", "work"), 3),
+        ("seconds of selecting", ("seconds", "selecting"), 3),
+        ("seconds in all, imports too", ("seconds", "with_imports"), 3),
+    ) if number(look(run.verdict, *keys)) is not None]
+    if spent:
+        tables.append(Table(("spent on", ""), tuple(spent), sortable=False))
+    return Section("cost", "Cost", tables=tuple(tables)) if tables else None
+
+
+def passport(run: Reading) -> Section:
+    """What it is made of, and the command that makes it again."""
+    made = look(run.header, "provenance") or {}
+    kwargs = run.config.get("env_kwargs") or {}
+    facts: list[tuple[str, Any, bool]] = [
+        ("student", run.config.get("student") or look(run.header, "family"), True),
+        ("student’s file, SHA-256", run.digest, True),
+        ("teacher", run.config.get("teacher"), True),
+        ("teacher’s file, SHA-256", look(made, "teacher", "sha256"), True),
+        ("teacher’s format", " ".join(str(x) for x in (look(made, "teacher", "format"), look(made, "teacher", "algorithm")) if x), False),
+        ("environment", run.verdict.get("env") or run.config.get("env"), True),
+        ("its arguments", ", ".join(f"{k} = {v}" for k, v in kwargs.items()), True),
+        ("method", run.verdict.get("method") or run.config.get("method"), False),
+        ("seed", run.config.get("seed"), False),
+        ("kept of round", run.verdict.get("kept_round"), False),
+        ("ended by", run.verdict.get("ended_by"), False),
+        *((f"{name} version", version, False) for name, version in (look(made, "versions") or {}).items()),
+    ]
+    rows = tuple((Cell(name), Cell(str(value), code=code)) for name, value, code in facts if value not in (None, ""))
+    blocks = []
+    if run.config:
+        blocks.append(Block("The command that repeats it", f"distillrl distill --config {run.path / 'config.toml'}"))
+        with contextlib.suppress(OSError):
+            blocks.append(Block("config.toml", (run.path / "config.toml").read_text(encoding="utf-8"), folded=True))
+    return Section("passport", "Passport", tables=(Table((), rows, sortable=False, words=True),), blocks=tuple(blocks))

@@ -1,0 +1,291 @@
+"""The C functions that exported code is built of: C99, no library, no allocation; each is printed only where a plan needs it.
+
+They are written over ``vec``, which is as many floats as the compiler's target holds in one register (gcc's and clang's vector types; one
+float elsewhere, or with -DNAME_PLAIN), so that accumulators stay in registers, where gcc would spill an array of them. Weights lie in panels
+of 8 outputs. tanh and erf are odd rational functions x·P(x²)/Q(x²), fitted by scripts/fit_activations.py; each activation is within 5e-7 of the truth.
+"""
+
+from __future__ import annotations
+
+PRELUDE = """
+#if defined(__GNUC__) && !defined(@NAME@_PLAIN) && defined(__AVX__)
+#define LANES 8
+#elif defined(__GNUC__) && !defined(@NAME@_PLAIN) && (defined(__SSE2__) || defined(__ARM_NEON))
+#define LANES 4
+#else
+#define LANES 1
+#endif
+
+#if LANES > 1
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t mask __attribute__((vector_size(4 * LANES)));
+#define SELECT(m, x, y) ((vec)(((mask)(x) & (m)) | ((mask)(y) & ~(m))))
+#define LANE(x, k) ((x)[k])
+#else
+typedef float vec;
+#define SELECT(m, x, y) ((m) ? (x) : (y))
+#define LANE(x, k) (x)
+#endif
+#define LOAD(p) (*(const vec *)(p))
+#define STORE(p, x) (*(vec *)(p) = (x))
+#define SPLAT(x) ((vec){0} + (x))
+"""
+
+SMALLER = "static vec smaller(vec x, vec y) { return SELECT(x > y, y, x); }\n"
+LARGER = "static vec larger(vec x, vec y) { return SELECT(x < y, y, x); }\n"
+
+
+def _columns(count: int) -> str:
+    lines = [f"            const float *p = w + at / 8 * 8 * n + at % 8;\n            vec {', '.join(f'a{k} = LOAD(b + at + {k} * LANES)' for k in range(count))};"]
+    lines.append("            for (i = 0; i < n; i++, p += 8) {\n                const vec v = SPLAT(x[i]);")
+    for k in range(count):
+        lines.append(f"                a{k} += v * LOAD(p + {k} * LANES / 8 * 8 * n + {k} * LANES % 8);")
+    lines.append("            }")
+    lines += [f"            STORE(y + at + {k} * LANES, a{k});" for k in range(count)]
+    return "\n".join(lines)
+
+
+DENSE = f"""
+/* y[m] = W x[n] + b. W lies in panels of 8 outputs, [m / 8][n][8], then the rows that are left, [m % 8][n]. */
+static void dense(const float *x, const float *w, const float *b, float *y, int n, int m)
+{{
+    const int whole = m - m % 8;
+    int at = 0, i;
+    for (; at + 8 * LANES <= whole; at += 8 * LANES) {{
+{_columns(8)}
+    }}
+#if LANES > 1
+    for (; at + 4 * LANES <= whole; at += 4 * LANES) {{
+{_columns(4)}
+    }}
+    for (; at < whole; at += LANES) {{
+            const float *p = w + at / 8 * 8 * n + at % 8;
+            vec a0 = LOAD(b + at), a1 = SPLAT(0.0f), a2 = a1, a3 = a1;
+            for (i = 0; i + 4 <= n; i += 4, p += 32) {{
+                a0 += SPLAT(x[i]) * LOAD(p);
+                a1 += SPLAT(x[i + 1]) * LOAD(p + 8);
+                a2 += SPLAT(x[i + 2]) * LOAD(p + 16);
+                a3 += SPLAT(x[i + 3]) * LOAD(p + 24);
+            }}
+            for (; i < n; i++, p += 8) a0 += SPLAT(x[i]) * LOAD(p);
+            STORE(y + at, (a0 + a1) + (a2 + a3));
+    }}
+#endif
+    for (; at < m; at++) {{
+        const float *row = w + (size_t)at * (size_t)n;
+        float sum = b[at];
+        i = 0;
+#if LANES > 1
+        {{
+            vec a = SPLAT(0.0f);
+            int k;
+            for (; i + LANES <= n; i += LANES) a += LOAD(x + i) * LOAD(row + i);
+            for (k = 0; k < LANES; k++) sum += a[k];
+        }}
+#endif
+        for (; i < n; i++) sum += x[i] * row[i];
+        y[at] = sum;
+    }}
+}}
+"""
+
+RATIONAL = {
+    "tanh": (
+        9.0,
+        (0.9999998807907104, 0.1337318867444992, 0.0034865709021687508, 2.0471647076192312e-05, 1.318397035987573e-08),
+        (1.0, 0.46706485748291016, 0.025841938331723213, 0.00032713671680539846, 7.70255951465515e-07),
+    ),
+    "erf": (
+        4.0,
+        (1.128378987312317, 0.19624750316143036, 0.053467243909835815, 0.004003569949418306, 0.0002880376123357564, 1.9748154045373667e-06),
+        (1.0, 0.507250964641571, 0.11647578328847885, 0.015444274060428143, 0.0012163373176008463, 3.748050585272722e-05),
+    ),
+}
+"""name → the range outside of which the function is ±1 to float32, P and Q from the constant term on."""
+
+
+def _rational(name: str) -> str:
+    end, p, q = RATIONAL[name]
+
+    def horner(coefficients: tuple[float, ...]) -> str:
+        text = f"SPLAT({coefficients[-1]:.9g}f)"
+        for c in coefficients[-2::-1]:
+            text = f"({text} * s + {c:.9g}f)" if c != 1.0 else f"({text} * s + 1.0f)"
+        return text
+
+    return f"""static vec {name}_(vec v)
+{{
+    const vec x = larger(smaller(v, SPLAT({end:.1f}f)), SPLAT(-{end:.1f}f));
+    const vec s = x * x;
+    return x * {horner(p)}
+        / {horner(q)};
+}}
+"""
+
+
+FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "smaller": (SMALLER, ()),
+    "larger": (LARGER, ()),
+    "tanh": (_rational("tanh"), ("smaller", "larger")),
+    "erf": (_rational("erf"), ("smaller", "larger")),
+    "sigmoid": ("static vec sigmoid_(vec x) { return 0.5f * tanh_(0.5f * x) + 0.5f; }\n", ("tanh",)),
+    "silu": ("static vec silu_(vec x) { return x * sigmoid_(x); }\n", ("sigmoid",)),
+    "relu": ("static vec relu_(vec x) { return larger(x, SPLAT(0.0f)); }\n", ("larger",)),
+    # e^x − 1 = 2t / (1 − t) with t = tanh(x / 2), well conditioned for x < 0.
+    "elu": (
+        "static vec elu_(vec x, float alpha)\n{\n    const vec t = tanh_(0.5f * smaller(x, SPLAT(0.0f)));\n"
+        "    return SELECT(x > SPLAT(0.0f), x, alpha * 2.0f * t / (1.0f - t));\n}\n",
+        ("tanh", "smaller"),
+    ),
+    "gelu": ("static vec gelu_(vec x) { return 0.5f * x * (1.0f + erf_(0.707106781f * x)); }\n", ("erf",)),
+    "gelu_tanh": (
+        "static vec gelu_tanh_(vec x) { return 0.5f * x * (1.0f + tanh_(0.797884561f * (x + 0.044715f * x * x * x))); }\n",
+        ("tanh",),
+    ),
+    "leaky": ("static vec leaky_(vec x, vec slope) { return SELECT(x > SPLAT(0.0f), x, slope * x); }\n", ()),
+    "clip": ("static vec clip_(vec x, float low, float high) { return larger(smaller(x, SPLAT(high)), SPLAT(low)); }\n", ("smaller", "larger")),
+    "dense": (DENSE, ()),
+    "finite": (
+        """/* Whether no number is NaN or infinite; looks at the bits, so that -ffast-math can't remove it. */
+static int finite_(const float *x, int n)
+{
+    uint32_t worst = 0;
+    int i;
+    for (i = 0; i < n; i++) {
+        union { float f; uint32_t u; } both;
+        both.f = x[i];
+        worst |= (uint32_t)((both.u & 0x7f800000u) == 0x7f800000u);
+    }
+    return worst == 0;
+}
+""",
+        (),
+    ),
+    "finite_wide": (
+        """static int finite_wide_(const double *x, int n)
+{
+    uint32_t worst = 0;
+    int i;
+    for (i = 0; i < n; i++) {
+        union { double f; uint64_t u; } both;
+        both.f = x[i];
+        worst |= (uint32_t)((both.u >> 52 & 0x7ffu) == 0x7ffu);
+    }
+    return worst == 0;
+}
+""",
+        (),
+    ),
+    "best": (
+        """/* The index of the largest of n; the first of equal ones. */
+static int32_t best_(const float *x, int n)
+{
+    int32_t best = 0;
+    int i;
+    for (i = 1; i < n; i++)
+        if (x[i] > x[best]) best = (int32_t)i;
+    return best;
+}
+""",
+        (),
+    ),
+    "dense_int8": (
+        """/* y[m] = scale * (W q) + b, with q = x * inverse + zero rounded to a byte, and W [m][n] row by row; four rows share what is loaded of q. */
+static void dense_int8_(const float *x, const float *inverse, const float *zero, int one, const int8_t *w, const float *scale, const float *b, int16_t *q, float *y, int n, int m)
+{
+    int i, j = 0;
+    for (i = 0; i < n; i++) {
+        const float v = x[i] * inverse[one ? 0 : i] + zero[one ? 0 : i];
+        const float inside = v > -128.0f ? (v < 127.0f ? v : 127.0f) : -128.0f;
+        q[i] = (int16_t)((int)(inside + 128.5f) - 128);
+    }
+    for (; j + 4 <= m; j += 4, w += 4 * n) {
+        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        for (i = 0; i < n; i++) {
+            s0 += (int16_t)w[i] * q[i];
+            s1 += (int16_t)w[n + i] * q[i];
+            s2 += (int16_t)w[2 * n + i] * q[i];
+            s3 += (int16_t)w[3 * n + i] * q[i];
+        }
+        y[j] = (float)s0 * scale[j] + b[j];
+        y[j + 1] = (float)s1 * scale[j + 1] + b[j + 1];
+        y[j + 2] = (float)s2 * scale[j + 2] + b[j + 2];
+        y[j + 3] = (float)s3 * scale[j + 3] + b[j + 3];
+    }
+    for (; j < m; j++, w += n) {
+        int32_t sum = 0;
+        for (i = 0; i < n; i++) sum += (int16_t)w[i] * q[i];
+        y[j] = (float)sum * scale[j] + b[j];
+    }
+}
+""",
+        (),
+    ),
+    "norm": (
+        """/* (x - mean) / sqrt(variance + epsilon) * w + b; the root is Newton's, from a guess by the exponent. */
+static void norm_(const float *x, const float *w, const float *b, float epsilon, float *y, int n)
+{
+    union { float f; uint32_t u; } root;
+    float mean = 0.0f, variance = 0.0f;
+    int i;
+    for (i = 0; i < n; i++) mean += x[i];
+    mean /= (float)n;
+    for (i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean);
+    variance = variance / (float)n + epsilon;
+    root.f = variance;
+    root.u = (root.u >> 1) + 0x1fc00000u;
+    for (i = 0; i < 4; i++) root.f = 0.5f * (root.f + variance / root.f);
+    for (i = 0; i < n; i++) y[i] = (x[i] - mean) / root.f * w[i] + b[i];
+}
+""",
+        (),
+    ),
+}
+"""name → (its code, what it calls)."""
+
+
+def convolution(tile: int) -> str:
+    """A convolution that computes ``tile`` columns of 8 output channels at a time; a row's last ones may be computed twice."""
+    columns = range(tile)
+    return f"""
+/* y [outputs][rows][columns] from x [channels][height][width]; w is [outputs / 8][channels][kh][kw][8]. */
+static void conv{tile}_(const float *x, const float *w, const float *b, float *y, int channels, int height, int width, int kh, int kw, int sy, int sx, int outputs, int rows, int columns)
+{{
+    const int panel = channels * kh * kw * 8;
+    int o, l, r, t, k, i, u, v;
+    for (o = 0; o < outputs; o += 8)
+        for (l = 0; l < 8 && o + l < outputs; l += LANES)
+            for (r = 0; r < rows; r++)
+                for (t = 0; t < columns; t += {tile}) {{
+                    const int c = t + {tile} <= columns ? t : columns - {tile};
+                    const float *p = w + (ptrdiff_t)(o / 8) * panel + l;
+                    float *to = y + ((ptrdiff_t)(o + l) * rows + r) * columns + c;
+                    vec {', '.join(f'a{k} = LOAD(b + o + l)' if k == 0 else f'a{k} = a0' for k in columns)};
+                    for (i = 0; i < channels; i++)
+                        for (u = 0; u < kh; u++) {{
+                            const float *from = x + ((ptrdiff_t)i * height + r * sy + u) * width + c * sx;
+                            for (v = 0; v < kw; v++, from++, p += 8) {{
+                                const vec f = LOAD(p);
+{chr(10).join(f'                                a{k} += SPLAT(from[{k} * sx]) * f;' if k else '                                a0 += SPLAT(from[0]) * f;' for k in columns)}
+                            }}
+                        }}
+                    for (k = 0; k < LANES && o + l + k < outputs; k++) {{
+{chr(10).join(f'                        to[(ptrdiff_t)k * rows * columns + {k}] = LANE(a{k}, k);' for k in columns)}
+                    }}
+                }}
+}}
+"""
+
+
+def printed(needed: set[str], name: str, tiles: set[int]) -> str:
+    """The code of the needed functions, of convolutions of ``tiles`` columns, and of all that they call, in order."""
+    wanted = set(needed)
+    while True:
+        called = {inner for function in wanted for inner in FUNCTIONS[function][1]}
+        if called <= wanted:
+            break
+        wanted |= called
+    vectors = wanted - {"finite", "finite_wide", "best", "norm", "dense_int8"}
+    prelude = PRELUDE.replace("@NAME@", name.upper()) if vectors or tiles else ""
+    convolutions = "".join(convolution(tile) for tile in sorted(tiles))
+    return prelude + "\n" + "\n".join(code for function, (code, _) in FUNCTIONS.items() if function in wanted) + convolutions

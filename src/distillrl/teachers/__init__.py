@@ -1,0 +1,155 @@
+"""Teachers from anywhere: ``load`` makes a policy of a file, a folder, our own artifact, or a live object.
+
+To add a format, add a file with ``sniff(path) -> bool`` and ``load(path, options) -> Policy``, and a row in FORMATS.
+Nothing inside a file runs, unless ``Options.trust`` is set and its format needs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillrl.errors import Failed, Misconfigured, nearest
+from distillrl.policies import Player, Policy
+from distillrl.records import Spec
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a teacher is to be read; all optional."""
+
+    format: str | None = None
+    """The name of a row of FORMATS, where the file alone doesn't tell."""
+    model: str | None = None
+    """``module:Class`` of the user's own, for weights whose code isn't in the file."""
+    sees: str | None = None
+    """Which observation groups it sees, by name, separated by commas."""
+    trust: bool = False
+    """Run the file's own code where its format needs that."""
+    env: str | None = None
+    """The environment's id, where a format needs to know it."""
+    vecnormalize: str | None = None
+    """A vecnormalize.pkl elsewhere, or ``none`` to leave out the one that lies beside the file."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row: how a file of it is known, and the module that reads it."""
+
+    name: str
+    title: str
+    sniff: Callable[[Path], bool]
+    module: str
+    """``load(path, options) -> Policy`` is in it; imported when needed."""
+    spec: bool = True
+    """Whether its ``load`` takes the environment's Spec (or None) as a third argument: files of plain networks name no spaces."""
+
+
+def _by(module: str) -> Callable[[Path], bool]:
+    return lambda path: bool(importlib.import_module(module).sniff(path))
+
+
+def _never(path: Path) -> bool:
+    return False
+
+
+WEIGHTS = ("rsl_rl", "rl_games", "skrl", "tianshou", "cleanrl", "pufferlib", "sb3_policy", "plain")
+"""Libraries whose bare weights are known: names for ``--format``, where the file's names don't tell or another activation is meant."""
+FORMATS: tuple[Format, ...] = (
+    Format("sb3", "stable-baselines3 and sb3-contrib", _by("distillrl.teachers.sb3"), "distillrl.teachers.sb3", spec=False),
+    Format("onnx", "ONNX", _by("distillrl.teachers.onnx"), "distillrl.teachers.onnx"),
+    Format("torchscript", "TorchScript", _by("distillrl.teachers.torchscript"), "distillrl.teachers.torchscript"),
+    Format("export", "torch.export (.pt2)", _by("distillrl.teachers.exported"), "distillrl.teachers.exported"),
+    Format("d3rlpy", "d3rlpy (.d3)", _by("distillrl.teachers.d3rlpy"), "distillrl.teachers.d3rlpy"),
+    Format("keras", "Keras 3 (.keras)", _by("distillrl.teachers.keras"), "distillrl.teachers.keras"),
+    Format("sklearn", "scikit-learn (skops, pickle, joblib)", _by("distillrl.teachers.sklearn"), "distillrl.teachers.sklearn"),
+    Format("rllib", "RLlib checkpoint folder", _by("distillrl.teachers.rllib"), "distillrl.teachers.rllib"),
+    Format("sbx", "SBX (SB3 in Jax)", _by("distillrl.teachers.flax"), "distillrl.teachers.flax"),
+    Format("brax", "Brax and flax parameters", _by("distillrl.teachers.flax"), "distillrl.teachers.flax"),
+    Format("remote", "a server, or a language model (.toml)", _by("distillrl.teachers.remote"), "distillrl.teachers.remote"),
+    Format("state_dict", "bare weights (torch.save, safetensors)", _by("distillrl.teachers.statedicts"), "distillrl.teachers.statedicts"),
+    *(Format(name, f"weights of {name}", _never, "distillrl.teachers.statedicts") for name in WEIGHTS),
+)  # fmt: skip
+
+
+def load(source: Any, options: Options = Options(), spec: Spec | None = None) -> Policy:
+    """A policy of: a path (file or folder), our own artifact (``*.safetensors``), a Policy, a Player, an nn.Module,
+    a plain function of a batch of observations, or a loaded SB3 model.
+
+    ``spec`` is the environment's; an nn.Module and a function need it, as they don't name their spaces (see
+    ``teachers.live`` for what they may take and give). Raises Failed where a file is damaged, hostile or no teacher,
+    Misconfigured where the options don't fit.
+    """
+    policy = _load(source, options, spec)
+    return policy if spec is None else fit(policy, spec, options.env)
+
+
+def fit(policy: Policy, spec: Spec, env: str | None = None) -> Policy:
+    """The policy for an environment of this spec (its id is ``env``), where a known wrapper or version lies between them.
+
+    Turned images, stacked frames, the time left, contact forces that were always zero: what is known becomes part of
+    the policy's sense and is said in its notes. What still differs afterwards is for ``envs.differences`` to say.
+    """
+    from distillrl.teachers import adapting
+
+    return adapting.fit(policy, spec, env)  # type: ignore[no-any-return]  # a policy in, a policy out
+
+
+def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
+    if isinstance(source, Player):
+        return source.policy
+    if isinstance(source, (str, Path)):
+        if str(source).startswith(("http://", "https://")):
+            from distillrl.teachers import remote
+
+            return remote.load(str(source), options, spec)  # type: ignore[no-any-return]  # a policy
+        return _load_path(Path(source), options, spec)
+    if all(hasattr(source, name) for name in ("act", "init", "spec", "gives")):
+        return source  # type: ignore[no-any-return]  # a Policy, as its attributes say
+    from distillrl.teachers import live
+
+    return live.load(source, options, spec)
+
+
+def digest(source: Any) -> str | None:
+    """The sha256 of a teacher's file, in hexadecimal; None for a live object."""
+    if not isinstance(source, (str, Path)) or not Path(source).is_file():
+        return None
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
+    try:
+        if not path.exists():
+            from distillrl.teachers import zoo
+
+            path = zoo.resolve(path)
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise Failed(f"{str(path)[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    if not there:
+        raise Failed(f"there is no file {str(path)!r}; a teacher is a file or a folder of: {_titles()}")
+    if options.format is None and path.suffix == ".safetensors" and not importlib.import_module("distillrl.teachers.statedicts").sniff(path):
+        from distillrl import artifact, students
+
+        return students.build(*artifact.load(path))  # type: ignore[no-any-return]  # a Policy of some family
+    if options.format is not None:
+        rows = [row for row in FORMATS if row.name == options.format.partition(":")[0]]
+        if not rows:
+            raise Misconfigured(f"--format {options.format!r}: there is no such format{nearest(options.format, [row.name for row in FORMATS])}")
+    else:
+        first = next((row for row in FORMATS if row.sniff(path)), None)
+        rows = [first] if first is not None else []
+    if not rows:
+        raise Failed(f"{path} is no teacher that is known here; known are: {_titles()}")
+    load_it = importlib.import_module(rows[0].module).load
+    return load_it(path, options, spec) if rows[0].spec else load_it(path, options)  # type: ignore[no-any-return]  # the module's contract
+
+
+def _titles() -> str:
+    return ", ".join(f"{row.title} ({row.name})" for row in FORMATS)

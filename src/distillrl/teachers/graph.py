@@ -1,0 +1,349 @@
+"""A network as a list of allowed operators: what ONNX, TorchScript and torch.export files are turned into.
+
+Nothing in a graph is code: each node names a function of ``operators.OPERATORS``. A graph is first tried on a few
+random states, and before each step ``sizes`` says what it would give and cost: too much is refused before it is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillrl.errors import Failed, Missing, nearest
+from distillrl.teachers import sizes
+from distillrl.teachers.operators import OPERATORS
+
+MAX_NODES = 20_000
+SHAPERS = frozenset({"view", "reshape", "expand", "zeros", "ones", "full", "new_zeros", "repeat", "_unsafe_view"})
+
+
+OPERATOR_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, OverflowError, NotImplementedError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of this name."""
+
+    name: str
+
+
+BATCH = Ref("·batch")
+"""How many states are asked about at once, as a number."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator applied; arguments are numbers, Refs, or tuples of them."""
+
+    op: str
+    args: tuple[Any, ...]
+    outputs: tuple[str, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """A value that is carried from step to step: read as ``read``, its next value is ``write``; ``axis`` counts states."""
+
+    name: str
+    read: str
+    write: str
+    initial: Tensor
+    """One state's, with the batch axis at length 1."""
+    axis: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Inputs [N, ...] by name with the shape of one state, nodes in order, outputs by name → value."""
+
+    inputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    constants: Mapping[str, Tensor]
+    nodes: tuple[Node, ...]
+    outputs: Mapping[str, str]
+    states: tuple[State, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Names for people (module paths) of values, where they have better ones than their own."""
+
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
+    """Of every value in a trial of ``trial`` states, where there was one; ``trial`` is a number that nothing else in it is."""
+    trial: int = 0
+
+    def title(self, value: str) -> str:
+        """What a value is called as a feature."""
+        return self.titles.get(value, value)
+
+
+def outputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], torch.dtype, str]]:
+    """Each output's shape of one state, dtype and the operator that gives it."""
+    makers = {name: node.op for node in graph.nodes for name in node.outputs}
+    return {name: (graph.shapes[value][0][1:], graph.shapes[value][1], makers.get(value, "")) for name, value in graph.outputs.items()}
+
+
+def refs(value: Any) -> list[str]:
+    """The names that an argument refers to, also inside tuples."""
+    if isinstance(value, Ref):
+        return [value.name]
+    if isinstance(value, (tuple, list)):
+        return [name for item in value for name in refs(item)]
+    return []
+
+
+def uses(node: Node) -> list[str]:
+    """The names that a node reads."""
+    return refs(node.args) + refs(tuple(node.kwargs.values()))
+
+
+def needed(graph: Graph, wanted: Iterable[str]) -> tuple[Node, ...]:
+    """The nodes that the wanted values depend on, in order."""
+    alive, kept = set(wanted), []
+    for node in reversed(graph.nodes):
+        if alive.intersection(node.outputs):
+            kept.append(node)
+            alive.update(uses(node))
+    return tuple(reversed(kept))
+
+
+def fill(template: Any, values: Mapping[str, Any]) -> Any:
+    """An argument with its Refs replaced."""
+    if isinstance(template, Ref):
+        return values[template.name]
+    if isinstance(template, tuple):
+        return [fill(item, values) for item in template]
+    return template
+
+
+def result_of(node: Node, values: Mapping[str, Any]) -> Any:
+    """Run one node; raises Missing for an operator that isn't in the table."""
+    run = OPERATORS.get(node.op)
+    if run is None:
+        raise Missing(f"the operator {node.op!r} is not among those that may be run{nearest(node.op, OPERATORS)}")
+    return run(*[fill(a, values) for a in node.args], **{k: fill(v, values) for k, v in node.kwargs.items()})
+
+
+def apply(node: Node, values: dict[str, Any]) -> None:
+    """Run one node and keep what it gives."""
+    keep(node, result_of(node, values), values)
+
+
+def keep(node: Node, result: Any, values: dict[str, Any]) -> None:
+    """Put a node's result, one tensor or several, under its output names."""
+    if isinstance(result, Tensor):
+        values[node.outputs[0]] = result
+    else:
+        for name, value in zip(node.outputs, result, strict=False):
+            values[name] = value
+
+
+def trial_run(graph: Graph, batch: int, seed: int = 0) -> dict[str, Tensor]:
+    """Every value for a few random states; each step's size is checked before it is taken.
+
+    Raises Failed where a step can't take its shapes, or would give or cost too much.
+    """
+    if len(graph.nodes) > MAX_NODES:
+        raise Failed(f"the network has {len(graph.nodes)} steps, more than the {MAX_NODES} that are allowed")
+    values: dict[str, Any] = {**graph.constants, **random_inputs(graph, batch, seed)}
+    values[BATCH.name] = batch
+    for index, node in enumerate(graph.nodes):
+        keep(node, checked(index, node, values), values)
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def checked(index: int, node: Node, values: Mapping[str, Any]) -> Any:
+    """``result_of``, its size checked before, its errors as Failed."""
+    try:
+        sizes.check(node.op, [fill(a, values) for a in node.args], {k: fill(v, values) for k, v in node.kwargs.items()})
+        with torch.inference_mode(False), torch.no_grad():
+            return result_of(node, values)
+    except OPERATOR_ERRORS as error:
+        raise Failed(f"step {index} of the network ({node.op}) can't be taken: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a line."""
+    text = str(error).splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+def free_number(taken: Iterable[int]) -> int:
+    """A small prime that is none of these: a batch size that can be told from every other number of a file."""
+    numbers = set(taken)
+    return next(p for p in (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 997, 7919) if p not in numbers)
+
+
+def numbers_in(graph: Graph) -> set[int]:
+    """Every dimension and integer that a graph names."""
+    found = {d for shape, _ in graph.inputs.values() for d in shape} | {d for t in graph.constants.values() for d in t.shape}
+    for node in graph.nodes:
+        found.update(integers((node.args, tuple(node.kwargs.values()))))
+    return found
+
+
+def integers(value: Any) -> Iterator[int]:
+    """The integers in an argument, also inside tuples."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from integers(item)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+class GraphModule(nn.Module):
+    """Runs a graph; constants are buffers, so that it moves and is counted like any network."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.slots: dict[str, str] = {}
+        used = {name for node in graph.nodes for name in uses(node)} | set(graph.outputs.values())
+        for i, (name, tensor) in enumerate(graph.constants.items()):
+            if name in used:
+                self.slots[name] = f"c{i}"
+                self.register_buffer(f"c{i}", tensor.contiguous())
+        self.programs: dict[frozenset[str], list[Callable[[dict[str, Any]], None]]] = {}
+
+    def forward(self, inputs: Mapping[str, Tensor], batch: int, wanted: frozenset[str]) -> dict[str, Any]:
+        """Values by name, the wanted ones among them, for inputs [N, ...] and states."""
+        program = self.programs.get(wanted)
+        if program is None:
+            program = self.programs[wanted] = [_step(node) for node in needed(self.graph, wanted)]
+        values: dict[str, Any] = dict(inputs)
+        values[BATCH.name] = batch
+        buffers = self._buffers
+        for name, slot in self.slots.items():
+            values[name] = buffers[slot]
+        for step in program:
+            step(values)
+        return values
+
+
+def _step(node: Node) -> Callable[[dict[str, Any]], None]:
+    run = OPERATORS[node.op]
+    plain = not node.kwargs and len(node.outputs) == 1 and node.op not in {"split", "chunk", "unbind", "split_with_sizes"}
+    if plain and all(isinstance(a, Ref) for a in node.args):
+        names, out = [a.name for a in node.args], node.outputs[0]
+
+        def fast(values: dict[str, Any]) -> None:
+            result = run(*[values[name] for name in names])
+            values[out] = result if isinstance(result, Tensor) else result[0]
+
+        return fast
+    return lambda values: apply(node, values)
+
+
+def renamed(graph: Graph, **changes: Any) -> Graph:
+    """A copy with some fields changed."""
+    return dataclasses.replace(graph, **changes)
+
+
+def widen(graph: Graph) -> Graph | None:
+    """The graph with a batch fixed at one made free: shapes written as numbers get the batch in its place.
+
+    A file made for one state says reshape(x, [1, 48]); here the 1 that stands for the batch becomes the batch. Returns
+    None where no choice gives outputs that grow with the batch; whether the numbers are right is tested by ``agrees``.
+    """
+    if graph.shapes and _grows(graph):
+        return graph
+    trial = free_number(numbers_in(graph))
+    for axis in (None, 0, 1):
+        changed = graph if axis is None else renamed(graph, nodes=tuple(_freed(node, axis) for node in graph.nodes))
+        try:
+            values = trial_run(changed, trial)
+        except Failed:
+            continue
+        changed = renamed(changed, shapes={name: (tuple(t.shape), t.dtype) for name, t in values.items()}, trial=trial)
+        if _grows(changed):
+            return changed
+    return None
+
+
+def _grows(graph: Graph) -> bool:
+    """Whether each output has the batch as its first axis, and each state comes out as it went in."""
+    shapes = graph.shapes
+    if not all(shapes[value][0][:1] == (graph.trial,) for value in graph.outputs.values() if value in shapes):
+        return False
+    return all(shapes[s.write][0] == shapes[s.read][0] for s in graph.states)
+
+
+def _freed(node: Node, axis: int) -> Node:
+    if node.op not in SHAPERS:
+        return node
+    place = 0 if node.op in {"zeros", "ones", "full"} else 1
+    if len(node.args) <= place or not isinstance(node.args[place], tuple):
+        return node
+    shape = list(node.args[place])
+    at = axis if axis < len(shape) and shape[axis] == 1 else 0
+    if not shape or shape[at] != 1:
+        return node
+    shape[at] = BATCH if node.op != "repeat" else 1
+    return dataclasses.replace(node, args=(*node.args[:place], tuple(shape), *node.args[place + 1 :]))
+
+
+def random_inputs(graph: Graph, batch: int, seed: int = 0) -> dict[str, Tensor]:
+    """Numbers to try a graph with: inputs and states [N, ...] (states with their own axis), standard normal."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Tensor] = {}
+    for name, (shape, dtype) in graph.inputs.items():
+        x = torch.randn((batch, *shape), generator=generator)
+        made[name] = x.to(dtype) if dtype.is_floating_point else x.abs().to(dtype)
+    for state in graph.states:
+        size = list(state.initial.shape)
+        size[state.axis] = batch
+        made[state.read] = (torch.randn(size, generator=generator) * 0.5).to(state.initial.dtype)
+    return made
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The greatest difference, relative where numbers are above 1; infinite where shapes or NaNs differ."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.numel() != b.numel():
+            return float("inf")
+        x, y = a.double().flatten(), b.double().flatten()
+        if x.numel():
+            gap = ((x - y).abs() / y.abs().clamp_min(1)).nan_to_num(nan=float("inf"))
+            gap[x.isnan() & y.isnan()] = 0
+            gap[x == y] = 0
+            worst = max(worst, float(gap.max()))
+    return worst
+
+
+def agrees(batched: Graph, single: Graph, n: int = 3) -> float:
+    """How far a widened graph lies from the file's own, asked one state at a time on random inputs."""
+    inputs = random_inputs(batched, n)
+    wanted = frozenset(batched.outputs.values()) | {s.write for s in batched.states}
+    axes = {s.read: s.axis for s in batched.states}
+    out_axes = {s.write: s.axis for s in batched.states}
+    with torch.inference_mode():
+        together = GraphModule(batched)(inputs, n, wanted)
+        alone = GraphModule(single)
+        worst = 0.0
+        for i in range(n):
+            one = {name: x.narrow(axes.get(name, 0), i, 1) for name, x in inputs.items()}
+            values = alone(one, 1, wanted)
+            names = sorted(wanted)
+            worst = max(worst, difference([together[v].narrow(out_axes.get(v, 0), i, 1) for v in names], [values[v] for v in names]))
+    return worst
+
+
+def fold(graph: Graph) -> Graph:
+    """The same graph with everything that depends on no input worked out; call it after a trial found it bounded."""
+    constants = dict(graph.constants)
+    kept = []
+    for node in graph.nodes:
+        names = uses(node)
+        if BATCH.name in names or any(name not in constants for name in names):
+            kept.append(node)
+            continue
+        values: dict[str, Any] = dict(constants)
+        with torch.inference_mode(False), torch.no_grad():
+            apply(node, values)
+        for name in node.outputs:
+            if isinstance(values.get(name), Tensor):
+                constants[name] = values[name]
+    return renamed(graph, constants=constants, nodes=tuple(kept))

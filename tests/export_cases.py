@@ -1,0 +1,182 @@
+"""Policies of every kind that exports, and observations for them: shared by the tests of exporting."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from distillrl import students
+from distillrl.actions import Head
+from distillrl.records import ActionSpace, Group, Spec
+from distillrl.senses import ChannelsFirst, Normalise, OneHot, RemainingTime, Scale, Sense, Stack
+from distillrl.students.networks import Network
+from distillrl.teachers.recurrence import Recurrent
+
+BOX = ActionSpace("box", (3,), low=(-1.0, -2.0, -np.inf), high=(1.0, 0.5, np.inf), dtype="float32")
+BOUNDED = ActionSpace("box", (2, 2), low=(-1.0, -2.0, 0.0, -3.0), high=(1.0, 0.5, 0.25, 3.0), dtype="float64")
+FOUR = ActionSpace("discrete", n=4)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def loud(network: Network) -> Network:
+    """The same with outputs far apart and biases that aren't 0, so that a mistake shows."""
+    made = generator(7)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn(p.shape, generator=made) * 0.2)
+    return network.eval()
+
+
+def vector(size: int = 8, dtype: str = "float32") -> dict[str, Group]:
+    return {"obs": Group((size,), dtype)}
+
+
+def mlp(word: str, space: ActionSpace, observations: dict[str, Group] | None = None, head: str | None = None) -> Network:
+    return loud(students.make(word, Spec(observations or vector(), space), generator(), head))
+
+
+def made(observations: dict[str, Group], steps: list[object], body: list[nn.Module], out: nn.Module, space: ActionSpace = FOUR, kind: str = "categorical", **more: object) -> Network:
+    torch.manual_seed(3)  # layers below are made by torch's own initialisers
+    sense = Sense(observations, steps)
+    log_std = torch.tensor([-1.0] * space.dimensions) if kind in {"gaussian", "squashed"} else None
+    return loud(Network(Spec(observations, space), sense, nn.Sequential(*body), out, Head.of(kind, space), log_std=log_std, **more))
+
+
+def normalised() -> Network:
+    moments = {"obs": (torch.linspace(-50, 1000, 6), torch.linspace(0.01, 9, 6))}
+    sense = Normalise.from_moments(moments, clip=5.0, dtype="float64")
+    return made(vector(6, "float64"), [sense], [nn.Linear(6, 16), nn.Tanh()], nn.Linear(16, 4))
+
+
+def several() -> Network:
+    observations = {
+        "switch": Group((), "int64", (3,)),
+        "image": Group((2, 2, 3), "uint8"),
+        "also": Group((2,), "int64", (4, 2)),
+        "Float in": Group((3,), "float32"),
+        "bits": Group((4,), "int8"),
+    }
+    steps = [OneHot({"switch": (3,), "also": (4, 2)}), Scale({"image": 255.0})]
+    return made(observations, steps, [nn.Linear(12 + 3 + 6 + 3 + 4, 9), nn.SiLU()], nn.Linear(9, 4))
+
+
+def remembering() -> Network:
+    steps = [Stack(3, {"obs": (2,)}, {"obs": 0}, {"obs": "float32"}), RemainingTime("obs", 50)]
+    return made(vector(2), steps, [nn.Linear(7, 11), nn.Tanh()], nn.Linear(11, 4))
+
+
+def frames() -> Network:
+    steps = [Scale({"obs": 255.0}), Stack(2, {"obs": (5, 6, 1)}, {"obs": -1}, {"obs": "float32"}), ChannelsFirst(["obs"])]
+    body = [nn.Unflatten(-1, (2, 5, 6)), nn.Conv2d(2, 9, 3, stride=2, padding=(1, 2)), nn.ReLU(), nn.Conv2d(9, 5, (2, 3)), nn.ELU(), nn.Flatten(), nn.Linear(5 * 2 * 2, 12), nn.GELU()]
+    # rows: (5 + 2 − 3) // 2 + 1 = 3 → 2; columns: (6 + 4 − 3) // 2 + 1 = 4 → 2
+    return made({"obs": Group((5, 6, 1), "uint8")}, steps, body, nn.Linear(12, 4))
+
+
+class GruPart(nn.Module):
+    """A GRU between sense and body, as a network's ``recurrent``."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, hidden)
+
+    def init(self, n: int) -> dict[str, torch.Tensor]:
+        return {"h": torch.zeros(n, 1, self.gru.hidden_size)}
+
+    def forward(self, x, memory, starts):
+        h = memory["h"] * (~starts).view(-1, 1, 1) if starts is not None else memory["h"]
+        out, h = self.gru(x.unsqueeze(0), h.transpose(0, 1).contiguous())
+        return out.squeeze(0), {"h": h.transpose(0, 1)}
+
+
+def lstm() -> Network:
+    torch.manual_seed(1)
+    part = Recurrent([nn.Linear(4, 5), nn.Tanh()], nn.LSTM(5, 11, num_layers=2), [nn.Linear(11, 6), nn.ReLU()])
+    return made(vector(4), [], [nn.Linear(6, 7), nn.Tanh()], nn.Linear(7, 4), recurrent=part)
+
+
+def gru() -> Network:
+    torch.manual_seed(1)
+    return made(vector(4), [], [], nn.Linear(10, 3), BOX, "gaussian", recurrent=GruPart(4, 10))
+
+
+def norms() -> Network:
+    batch = nn.BatchNorm1d(8)
+    batch.running_mean.copy_(torch.linspace(-1, 1, 8))
+    batch.running_var.copy_(torch.linspace(0.5, 2, 8))
+    return made(vector(), [], [batch, nn.Linear(8, 10), nn.LayerNorm(10), nn.Dropout(0.5), nn.PReLU(10), nn.Linear(10, 5), nn.ReLU6()], nn.Sequential(nn.Linear(5, 4), nn.Hardtanh(-2, 2)))
+
+
+def activations() -> Network:
+    layers: list[nn.Module] = []
+    for kind in (nn.Tanh, nn.ReLU, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Sigmoid, lambda: nn.GELU("tanh"), lambda: nn.ELU(0.7), nn.PReLU):
+        layers += [nn.Linear(13, 13), kind()]
+    return made(vector(13), [], layers, nn.Linear(13, 4))
+
+
+CASES = {
+    "discrete": lambda: mlp("mlp:64x64", FOUR),
+    "start": lambda: mlp("mlp:16x16:relu", ActionSpace("discrete", n=3, start=-2)),
+    "linear": lambda: mlp("mlp:", FOUR),
+    "thin": lambda: mlp("mlp:1x3", FOUR, vector(1)),
+    "wide": lambda: mlp("mlp:33x72:relu", ActionSpace("discrete", n=17), vector(5)),
+    "multi": lambda: mlp("mlp:16", ActionSpace("multidiscrete", (3,), nvec=(2, 5, 3))),
+    "binary": lambda: mlp("mlp:16:elu", ActionSpace("multibinary", (5,), n=5)),
+    "box": lambda: mlp("mlp:16x16", BOX),
+    "squashed": lambda: mlp("mlp:16x16:silu", BOUNDED, head="squashed"),
+    "tanh": lambda: mlp("mlp:16x16:gelu", BOUNDED, head="tanh"),
+    "greedy": lambda: mlp("mlp:16x16:leaky_relu", FOUR, head="greedy"),
+    "taxi": lambda: mlp("mlp:16", ActionSpace("discrete", n=6), {"obs": Group((), "int64", (500,))}),
+    "normalised": normalised,
+    "several": several,
+    "remembering": remembering,
+    "frames": frames,
+    "lstm": lstm,
+    "gru": gru,
+    "norms": norms,
+    "activations": activations,
+}
+MEMORY = {"remembering", "frames", "lstm", "gru"}
+
+
+def observations(spec: Spec, n: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random ones, such as the environment might give."""
+    g = generator(seed)
+    found = {}
+    for name, group in spec.observations.items():
+        dtype = getattr(torch, group.dtype)
+        if group.categories:
+            columns = [torch.randint(0, c, (n,), generator=g) for c in group.categories]
+            found[name] = torch.stack(columns, -1).reshape(n, *group.shape).to(dtype)
+        elif dtype.is_floating_point:
+            found[name] = (torch.randn(n, *group.shape, generator=g) * 2).to(dtype)
+        else:
+            found[name] = torch.randint(0, 256 if group.dtype == "uint8" else 2, (n, *group.shape), generator=g).to(dtype)
+    return found
+
+
+def differences(policy, other, n: int = 64, steps: int = 5) -> tuple[float, float, float]:
+    """The greatest difference of raw outputs and of actions over a few steps of n environments, some of which start anew; and the greatest raw output."""
+    from distillrl.parity import margin, raw_outputs
+
+    mine, theirs = policy.init(n), other.init(n)
+    raw_error = action_error = size = 0.0
+    with torch.inference_mode():
+        for t in range(steps):
+            obs = observations(policy.spec, n, t)
+            starts = torch.ones(n, dtype=torch.bool) if t == 0 else torch.rand(n, generator=generator(t)) < 0.2
+            a, mine = policy.act(obs, mine, starts)
+            b, theirs = other.act(obs, theirs, starts)
+            assert a.action.mode.shape == b.action.mode.shape
+            raw = raw_outputs(a)
+            if raw is not None:
+                raw_error = max(raw_error, float((raw - torch.as_tensor(np.array(other.raw))).abs().max()))
+                size = max(size, float(raw.abs().max()))
+            differ = (a.action.mode.double() - b.action.mode.double()).abs().reshape(n, -1).amax(-1)
+            if raw is not None and policy.spec.action.kind != "box":
+                differ = differ[margin(raw, policy.spec) > 1e-4]
+            action_error = max(action_error, float(differ.max()) if len(differ) else 0.0)
+    return raw_error, action_error, size

@@ -1,0 +1,293 @@
+"""The loop end to end on small problems: every method, determinism, resume and kill, the run folder, bad input."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import distillrl
+from distillrl import config as configuration
+from distillrl import distillation
+from distillrl.config import Config, Phase
+from distillrl.errors import Failed, Misconfigured, Missing
+from distillrl.methods import METHODS
+
+
+class Corridor(gymnasium.Env):
+    """A point on a line, pushed towards 0: reward −|x|, 20 steps; the best action is −sign(x) or −x."""
+
+    def __init__(self, kind="discrete", nan_at=None):
+        self.observation_space = spaces.Box(-3, 3, (2,), np.float32)
+        self.action_space = {
+            "discrete": spaces.Discrete(3, start=-1),
+            "box": spaces.Box(np.array([-1.0], np.float32), np.array([1.0], np.float32)),
+            "multidiscrete": spaces.MultiDiscrete([2, 2]),
+            "multibinary": spaces.MultiBinary(2),
+        }[kind]
+        self.kind, self.nan_at = kind, nan_at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-2, 2)), 0
+        return self._obs(), {}
+
+    def step(self, action):
+        push = {"discrete": lambda a: float(a), "box": lambda a: float(a[0])}.get(self.kind, lambda a: float(a[0]) - float(a[1]))(action)
+        self.x, self.t = float(np.clip(self.x + 0.5 * push, -3, 3)), self.t + 1
+        return self._obs(), -abs(self.x), False, self.t >= 20, {}
+
+    def _obs(self):
+        return np.array([np.nan if self.t == self.nan_at else self.x, 1.0], np.float32)
+
+
+def steer(kind):
+    """A teacher as a plain function: logits or actions that push towards 0."""
+
+    def discrete(obs):
+        x = obs[:, :1]
+        return torch.cat([4 * x, 0.5 - x.abs(), -4 * x], -1)
+
+    def box(obs):
+        return (-2 * obs[:, :1]).clamp(-1, 1)
+
+    def binary(obs):
+        return torch.cat([-6 * obs[:, :1], 6 * obs[:, :1]], -1)
+
+    def two(obs):
+        x = 6 * obs[:, :1]
+        return torch.cat([x, -x, -x, x], -1)
+
+    return {"discrete": discrete, "box": box, "multibinary": binary, "multidiscrete": two}[kind]
+
+
+def small(**changes):
+    return replace(Config(student="mlp:8", slots=8, env_steps=6000, verdict_episodes=24, select_episodes=12, until="retention=0.97"), **changes)
+
+
+def run(tmp_path, kind="discrete", name="r", teacher=None, **changes):
+    return distillrl.distill(teacher or steer(kind), lambda: Corridor(kind), config=small(**changes), out=tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "box", "multidiscrete", "multibinary"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_solves_a_trivial_environment_with_every_kind_of_action(tmp_path, kind, method):
+    teacher = steer(kind)
+    if kind == "box" and method == "policy-distillation":
+        with pytest.raises(Missing, match=r"these methods would do: .*dagger"):
+            run(tmp_path, kind, method=method)
+        teacher = gaussian_teacher()
+    result = run(tmp_path, kind, teacher=teacher, method=method)
+    assert result.reached
+    assert result.verdict["retention"]["value"] > 0.95
+    assert result.verdict["method"] == method
+
+
+def gaussian_teacher():
+    class Gauss(nn.Module):
+        def forward(self, obs):
+            return -1.5 * obs[:, :1], torch.full_like(obs[:, :1], 0.3)
+
+    return Gauss()
+
+
+def test_the_run_folder_is_what_is_promised(tmp_path):
+    result = run(tmp_path)
+    verdict = json.loads((result.folder / "verdict.json").read_text())
+    for key in ("method", "seed", "env", "env_steps", "teacher_labels", "seconds", "agreement", "retention", "teacher", "student", "random"):
+        assert key in verdict
+    assert set(verdict["retention"]) == {"value", "low", "high"}
+    for who in ("teacher", "student", "random"):
+        assert {"mean", "low", "high", "worst", "episodes"} <= set(verdict[who]["return"])
+        assert {"parameters", "bytes", "latency_us", "return_sampled"} <= set(verdict[who])
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(len(lines)))
+    assert lines[-1]["env_steps"] == verdict["env_steps"]
+    config = tomllib.loads((result.folder / "config.toml").read_text())
+    assert config["phase"][0]["terms"]
+    assert config["backend"].startswith("gymnasium:")
+    assert not (result.folder / "checkpoint").exists()
+
+
+def test_steps_that_only_reset_are_not_counted(tmp_path):
+    result = run(tmp_path, until="none", env_steps=2000, slots=4)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    # 64 ticks of 4 slots; an episode is 20 steps and one tick that resets: 64 = 3·21 + 1 ticks hold 61 steps.
+    assert lines[0]["env_steps"] == 4 * 61
+    assert result.verdict["env_steps"] <= 2000
+
+
+def test_one_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    one, same, other = (run(tmp_path, name=n, seed=s, env_steps=2500, until="none") for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    read = [(r.folder / "student.safetensors").read_bytes() for r in (one, same, other)]
+    assert read[0] == read[1]
+    assert read[0] != read[2]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
+    whole = distillrl.distill(steer("discrete"), lambda: Corridor(), config=small(until="none", env_steps=3000, checkpoint_seconds=0.0), out=tmp_path / "a")
+
+    def stop(metrics):
+        if metrics.get("round") == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        distillrl.distill(steer("discrete"), lambda: Corridor(), config=small(until="none", env_steps=3000, checkpoint_seconds=0.0), out=tmp_path / "b", show=stop)
+    rounds = len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines())
+    assert rounds == 5, "the round was finished"
+    resumed = distillrl.distill(steer("discrete"), lambda: Corridor(), resume=tmp_path / "b")
+    assert (resumed.folder / "student.safetensors").read_bytes() == (whole.folder / "student.safetensors").read_bytes()
+    a, b = ([{k: v for k, v in json.loads(x).items() if "second" not in k} for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole.folder, resumed.folder))
+    assert a == b
+    with pytest.raises(Misconfigured, match="has ended"):
+        distillrl.distill(steer("discrete"), lambda: Corridor(), resume=tmp_path / "b")
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path, lander):
+    """kill -9 of real processes, at a few moments; the bench does thirty."""
+    command = [sys.executable, "-m", "distillrl", "distill", str(lander), "--env", "LunarLander-v3", "--until", "none", "--env-steps", "4000", "--quiet"]
+    config = tmp_path / "fast.toml"
+    config.write_text("checkpoint_seconds = 0.0\nverdict_episodes = 2\nselect_episodes = 2\n")
+    command += ["--config", str(config)]
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
+    folder = tmp_path / "killed"
+    for lines in (1, 4):
+        process = subprocess.Popen([*command, "--out", str(folder)] if lines == 1 else [*command[:4], "--resume", str(folder), "--quiet"], stderr=subprocess.PIPE)
+        metrics = folder / "metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        process.kill()
+        process.wait()
+        configuration.build(configuration.read(folder / "config.toml"))
+        assert all(json.loads(line) for line in metrics.read_text().splitlines()[:-1])
+    subprocess.run([sys.executable, "-m", "distillrl", "distill", "--resume", str(folder), "--quiet"], check=True, capture_output=True, timeout=300)
+    assert (folder / "student.safetensors").read_bytes() == (tmp_path / "whole" / "student.safetensors").read_bytes()
+
+
+def test_the_expansion_of_a_method_runs_the_same(tmp_path, lander):
+    settled = distillation.expanded(Config(teacher=str(lander), env="LunarLander-v3", env_steps=1200, until="none", verdict_episodes=2, select_episodes=2))
+    written = tmp_path / "shown.toml"
+    written.write_text(configuration.dumps(settled))
+    again = configuration.build(configuration.read(written))
+    assert again == settled
+    a = distillrl.distill(config=again, out=tmp_path / "a")
+    b = distillrl.distill(lander, "LunarLander-v3", config=Config(env_steps=1200, until="none", verdict_episodes=2, select_episodes=2), out=tmp_path / "b")
+    assert (a.folder / "student.safetensors").read_bytes() == (b.folder / "student.safetensors").read_bytes()
+
+
+def test_a_run_ended_by_the_clock_notes_its_round(tmp_path):
+    result = run(tmp_path, until="none", env_steps=10**6, seconds=0.5)
+    assert result.verdict["ended_by"] == "seconds"
+    config = tomllib.loads((result.folder / "config.toml").read_text())
+    assert config["rounds"] == result.verdict["rounds"]
+    assert "seconds" not in config
+
+
+def test_phases_follow_each_other_and_terms_mix(tmp_path):
+    phases = (Phase(beta="1", rounds=2, terms={"nll": 1}), Phase(beta="0", rounds=3, terms={"forward_kl": "linear(1, 0.5, over=3)", "reverse_kl": {"weight": 0.1}}))
+    result = run(tmp_path, until="none", phase=phases)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in lines] == [0, 0, 1, 1, 1]
+    assert lines[-1]["share.forward_kl"] + lines[-1]["share.reverse_kl"] == pytest.approx(1)
+
+
+def test_init_begins_from_a_student(tmp_path):
+    first = run(tmp_path, name="a")
+    second = run(tmp_path, name="b", init=str(first.folder / "student.safetensors"), env_steps=700, until="none")
+    lines = (second.folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["agreement"] > 0.9
+
+
+def test_a_loaded_student_plays(tmp_path):
+    result = run(tmp_path)
+    player = distillrl.load(result.folder / "student.safetensors")
+    action, memory = player.predict(np.array([1.5, 1.0], np.float32))
+    assert action == -1, "start is added"
+    actions, _ = player.predict(np.array([[1.5, 1.0], [-1.5, 1.0]], np.float32), memory, [False, False])
+    assert actions.tolist() == [-1, 1]
+    with pytest.raises(Misconfigured, match=r"\(3,\)"):
+        player.predict(np.zeros(3, np.float32))
+
+
+def test_nan_of_the_environment_is_told_and_kept(tmp_path):
+    with pytest.raises(Failed, match=r"round 0: the environment gave an observation 'obs' that is NaN.*failed-round-0.pt"):
+        distillrl.distill(steer("discrete"), lambda: Corridor(nan_at=7), config=small(), out=tmp_path / "r")
+    assert torch.load(tmp_path / "r" / "failed-round-0.pt", weights_only=True)["obs"]
+
+
+def test_nan_of_the_teacher_is_told(tmp_path):
+    def broken(obs):
+        return steer("discrete")(obs) * torch.where(obs[:, :1].abs() > 1.9, float("nan"), 1.0)
+
+    with pytest.raises(Failed, match="the teacher gave NaN or infinity"):
+        run(tmp_path, teacher=broken)
+
+
+def test_a_student_larger_than_its_teacher_is_warned_of(tmp_path):
+    notes = []
+    teacher = nn.Linear(2, 3)
+    distillrl.distill(teacher, lambda: Corridor(), config=small(env_steps=700, until="none"), out=tmp_path / "r", show=lambda m: notes.append(m.get("note")))
+    assert any(n and "more than its teacher's 9" in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"studnet": "mlp:4"}, "did you mean 'student'"),
+        ({"seed": "one"}, "a whole number is right"),
+        ({"seed": -1}, "from 0 on"),
+        ({"until": "retention"}, "retention=0.99"),
+        ({"until": "retension=0.9"}, "did you mean 'retention'"),
+        ({"phase": [{"beta": "1", "kepp": "all"}]}, "phase 1: unknown key 'kepp'"),
+        ({"phase": [{"lr": 0.0}]}, "learning rate above 0"),
+        ({"phase": [{"average": 1.0}]}, "average"),
+        ({"phase": {"beta": "1"}}, r"\[\[phase\]\]"),
+        ({"slots": True}, "a whole number"),
+        ({"env_steps": 0}, "above 0"),
+    ],
+)
+def test_wrong_configurations_are_sentences(data, words):
+    with pytest.raises(Misconfigured, match=words):
+        configuration.build(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"phase": (Phase(terms={"forward_kll": 1}),)}, "forward_kl"),
+        ({"phase": (Phase(terms={"forward_kl": {"temprature": 2}}),)}, "temperature"),
+        ({"phase": (Phase(terms={}),)}, "no terms"),
+        ({"phase": (Phase(beta="power(-1)", terms={"nll": 1}),)}, "negative"),
+        ({"method": "daggr"}, "dagger"),
+        ({"student": "mlp:4x0"}, "between 1"),
+        ({"student": "mlp:8:tanhh"}, "tanh"),
+    ],
+)
+def test_wrong_choices_fail_before_round_0(tmp_path, changes, words):
+    with pytest.raises(Misconfigured, match=words):
+        run(tmp_path, **changes)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    run(tmp_path, env_steps=600, until="none")
+    with pytest.raises(Misconfigured, match="already holds a run"):
+        run(tmp_path, env_steps=600, until="none")
+
+
+def test_a_place_that_cannot_be_written_fails_before_the_work(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(Failed, match="can't be written"):
+        distillrl.distill(steer("discrete"), lambda: Corridor(), config=small(), out=Path(blocked) / "r")

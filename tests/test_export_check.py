@@ -1,0 +1,162 @@
+"""Playing an environment with the exported thing itself: in machine code, onnxruntime, node, and a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from export_cases import CASES, generator
+
+from distillrl import exporting, parity, students
+from distillrl.actions import Categorical, Deterministic
+from distillrl.records import ActionSpace, Group, Prediction, Spec
+
+CARTPOLE = Spec({"obs": Group((4,), "float32")}, ActionSpace("discrete", n=2))
+
+
+def balancing() -> object:
+    """A linear policy that balances CartPole, by hand: push to where the pole leans and turns."""
+    policy = students.make("mlp:", CARTPOLE, generator())
+    with torch.no_grad():
+        policy.out.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.1, 0.4, 3.0, 1.0]]))
+        policy.out.bias.zero_()
+    policy.info["environment"] = "CartPole-v1"
+    return policy
+
+
+def need(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: apt-get install {'nodejs' if tool == 'node' else tool}")
+
+
+@pytest.mark.parametrize("to", ["python", "compiled", "c", "c-int8", "js", "onnx", "torch"])
+def test_check_plays_with_the_exported_thing(to, tmp_path):
+    need(*{"js": ["node"], "c": ["gcc"], "c-int8": ["gcc"], "compiled": ["gcc"]}.get(to, []))
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    policy = balancing()
+    exported = exporting.export(policy, to, tmp_path)
+    found = parity.check(exported, policy, "CartPole-v1", states=600, episodes=3)
+    assert found.states >= 600
+    assert found.to == to
+    assert found.policy.value == 500
+    if to == "c-int8":
+        assert found.agreement > 0.9
+        return
+    assert found.clear_disagreements == 0
+    assert found.raw_error < 1e-5
+    assert found.exported.value == 500
+    assert found.same_return
+
+
+def test_check_tells_a_wrong_export(tmp_path):
+    policy = balancing()
+    exported = exporting.export(policy, "python", tmp_path)
+    text = exported.files[0].read_text().replace("return raw.argmax(-1)", "return raw.argmin(-1)")
+    exported.files[0].write_text(text)
+    found = parity.check(exported, policy, "CartPole-v1", states=300, episodes=5)
+    assert found.agreement == 0
+    assert found.clear_disagreements >= 290
+    assert found.exported.value < 50
+    assert not found.same_return
+
+
+def test_a_box_is_compared_by_its_components(tmp_path):
+    from distillrl import envs
+
+    options = envs.EnvOptions("Pendulum-v1")
+    vector = envs.make(options, 1, envs.Seeds(0, "dry"))
+    policy = students.make("mlp:16", vector.spec, generator())
+    vector.close()
+    found = parity.check(exporting.export(policy, "python", tmp_path), policy, "Pendulum-v1", states=300, episodes=2)
+    assert found.action_error < 1e-5
+    assert found.agreement == 1
+    assert found.difference.value == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("space", "logits", "expected"),
+    [
+        (ActionSpace("discrete", n=3), [[1.0, 4.0, 2.0]], [2.0]),
+        (ActionSpace("discrete", n=1), [[1.0]], [np.inf]),
+        (ActionSpace("multidiscrete", (2,), nvec=(2, 3)), [[1.0, 0.0, 5.0, 4.5, 0.0]], [0.5]),
+        (ActionSpace("multibinary", (2,), n=2), [[-3.0, 0.25]], [0.25]),
+    ],
+)
+def test_how_far_the_best_choice_is_ahead(space, logits, expected):
+    assert parity.margin(torch.tensor(logits), Spec({}, space)).tolist() == expected
+
+
+def test_raw_outputs_are_logits_means_or_q():
+    logits = torch.zeros(2, 3)
+    assert parity.raw_outputs(Prediction(Categorical(logits))) is logits
+    assert parity.raw_outputs(Prediction(Deterministic(torch.zeros(2)), q=logits)) is logits
+    assert parity.raw_outputs(Prediction(Deterministic(torch.zeros(2)))) is None
+
+
+def test_visited_states_are_the_policys():
+    states = parity.visited(balancing(), "CartPole-v1", 200)["obs"]
+    assert states.shape[1:] == (4,)
+    assert len(states) >= 200
+    assert np.abs(states[:, 2]).max() < 0.21
+    assert np.array_equal(states, parity.visited(balancing(), "CartPole-v1", 200)["obs"])
+
+
+JS = """
+import { Policy, passport } from "./policy.mjs";
+const policy = new Policy();
+const tries = [
+  () => policy.act([1, 2, 3]),
+  () => policy.act([1, 2, 3, NaN]),
+  () => policy.act([1, 2, 3, -Infinity]),
+  () => policy.act(undefined),
+  () => policy.act({ other: [1, 2, 3, 4] }),
+  () => policy.act([1, 2, 3, "x"]),
+];
+const errors = tries.map((f) => { try { return f(); } catch (e) { return e.name + ": " + e.message; } });
+policy.reset();
+const first = Array.from(policy.act([1, 2, 3, 4])), second = Array.from(policy.act(new Float32Array([1, 2, 3, 4])));
+policy.reset();
+const again = Array.from(policy.act({ obs: [1, 2, 3, 4] }));
+console.log(JSON.stringify({ errors, first, second, again, family: passport.spec.action.kind }));
+"""
+
+
+def test_the_module_refuses_bad_input_and_resets(tmp_path):
+    need("node")
+    file = exporting.export(CASES["gru"](), "js", tmp_path).files[0]
+    shutil.copy(file, tmp_path / "policy.mjs")
+    (tmp_path / "main.mjs").write_text(JS)
+    said = json.loads(subprocess.run(["node", tmp_path / "main.mjs"], capture_output=True, text=True, check=True).stdout)
+    assert all(e.startswith("RangeError: observation obs") for e in said["errors"]), said["errors"]
+    assert said["first"] == said["again"] != said["second"]
+    assert said["family"] == "box"
+
+
+def browser(page, *more: str) -> str:
+    """The page's DOM after four seconds of its own clock, in headless Chromium."""
+    need("chromium")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=4000"]
+    done = subprocess.run(["chromium", *flags, *more, "--dump-dom", f"file://{page}?steps=3000"], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+def test_the_page_plays_cartpole_in_a_browser(tmp_path):
+    page = exporting.export(balancing(), "js", tmp_path).files[1]
+    assert page.name == "policy.html"
+    dom = browser(page)
+    figures = dict(re.findall(r'<dd id="(\w+)">([^<]*)</dd>', dom))
+    assert figures["last"] == "500"
+    assert re.fullmatch(r"500\.0 of [6-9]", figures["mean"])
+    assert 0 < float(figures["time"]) < 1000
+    assert int(figures["steps"]) > 0
+
+
+def test_other_environments_get_no_page(tmp_path):
+    assert [f.name for f in exporting.export(CASES["discrete"](), "js", tmp_path).files] == ["policy.js"]

@@ -1,0 +1,240 @@
+"""Every kind of policy through every target: what runs there says the same as the policy, state after state, memory and all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from export_cases import BOX, CASES, MEMORY, differences, mlp, observations
+
+from distillrl import exporting
+from distillrl.errors import Misconfigured
+
+RUNTIMES = {"js": "node", "c": "gcc", "compiled": "gcc"}
+
+
+def need_runtime(to: str) -> None:
+    if to in RUNTIMES and shutil.which(RUNTIMES[to]) is None:
+        pytest.skip(f"{RUNTIMES[to]} is not installed: apt-get install {'nodejs' if to == 'js' else RUNTIMES[to]}")
+    if to == "onnx":
+        pytest.importorskip("onnx", reason="pip install 'distillrl[onnx]'")
+        pytest.importorskip("onnxruntime", reason="pip install 'distillrl[onnx]'")
+
+
+@pytest.mark.parametrize("to", ["python", "c", "js", "onnx"])
+@pytest.mark.parametrize("case", CASES)
+def test_says_the_same(case, to, tmp_path):
+    need_runtime(to)
+    policy = CASES[case]()
+    other = exporting.opened(exporting.export(policy, to, tmp_path), policy)
+    raw_error, action_error, size = differences(policy, other)
+    assert raw_error <= 1e-5 * max(1.0, size)
+    assert action_error <= 1e-5
+
+
+@pytest.mark.parametrize("case", ["discrete", "several", "squashed", "lstm", "frames"])
+def test_torch_says_the_same(case, tmp_path):
+    policy = CASES[case]()
+    other = exporting.opened(exporting.export(policy, "torch", tmp_path), policy)
+    raw_error, action_error, size = differences(policy, other, n=7)
+    assert raw_error <= 1e-5 * max(1.0, size)
+    assert action_error <= 1e-5
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c not in MEMORY])
+def test_int8_keeps_the_choice_in_most_states(case, tmp_path):
+    need_runtime("c")
+    policy = CASES[case]()
+    states = {k: v.numpy() for k, v in observations(policy.spec, 2000, 99).items()}
+    exported = exporting.export(policy, "c-int8", tmp_path, states=states)
+    other = exporting.opened(exported, policy)
+    obs = observations(policy.spec, 1000, 5)
+    with torch.inference_mode():
+        mine, theirs = (p.act(obs, {}, None)[0].action.mode for p in (policy, other))
+    if policy.spec.action.kind == "box":
+        assert float((mine - theirs).abs().mean()) < 0.03
+    else:
+        same = (mine == theirs).reshape(1000, -1).all(-1).double().mean()
+        assert float(same) > 0.93
+        assert abs(exported.facts["agreement"] - float(same)) < 0.06
+
+
+def test_int8_is_four_times_smaller_at_a_width_of_256(tmp_path):
+    policy = mlp("mlp:256x256", CASES["discrete"]().spec.action)
+    states = {"obs": observations(policy.spec, 500)["obs"].numpy()}
+    whole = exporting.export(policy, "c", tmp_path / "a").facts["flash_constants"]
+    small = exporting.export(policy, "c-int8", tmp_path / "b", states=states).facts["flash_constants"]
+    assert 3.7 < whole / small < 4
+
+
+def test_int8_refuses_what_it_cannot_calibrate(tmp_path):
+    with pytest.raises(Misconfigured, match="calibrates on visited states: give --env"):
+        exporting.export(CASES["discrete"](), "c-int8", tmp_path)
+    with pytest.raises(Misconfigured, match="memory"):
+        exporting.export(CASES["lstm"](), "c-int8", tmp_path, states={"obs": np.zeros((3, 4), np.float32)})
+    with pytest.raises(Misconfigured, match=r"shape \(3, 5\) was given, \(n, 8\) is right"):
+        exporting.export(CASES["discrete"](), "c-int8", tmp_path, states={"obs": np.zeros((3, 5), np.float32)})
+
+
+@pytest.mark.parametrize("to", ["python", "js", "onnx", "c", "torch"])
+def test_the_passport_travels(to, tmp_path):
+    need_runtime(to)
+    policy = CASES["discrete"]()
+    file = exporting.export(policy, to, tmp_path, env="CartPole-v1").files
+    spec = policy.spec.to_json()
+    if to == "python":
+        assert module(file[0]).PASSPORT["spec"] == json.loads(json.dumps(spec))
+    elif to == "onnx":
+        import onnx
+
+        props = {p.key: p.value for p in onnx.load(file[0]).metadata_props}
+        assert json.loads(props["passport"])["spec"] == json.loads(json.dumps(spec))
+        assert "zeros where an episode starts" in props["contract"]
+    elif to == "torch":
+        extra = {"passport.json": ""}
+        torch.export.load(file[0], extra_files=extra)
+        assert json.loads(extra["passport.json"])["env"] == "CartPole-v1"
+    elif to == "js":
+        assert '"family": "mlp:64x64"' in file[0].read_text()
+    else:
+        assert '"family": "mlp:64x64"' in file[1].read_text()
+
+
+def module(path):
+    found = importlib.util.spec_from_file_location("exported_for_a_test", path)
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize("to", ["python", "compiled"])
+class TestPythonFiles:
+    def test_one_state_and_a_batch_agree(self, to, tmp_path):
+        need_runtime(to)
+        for case in ("discrete", "start", "multi", "binary", "squashed", "several", "lstm", "taxi", "normalised"):
+            policy = CASES[case]()
+            made = module(exporting.export(policy, to, tmp_path / case).files[0])
+            player = made.Policy()
+            obs = {k: v.numpy() for k, v in observations(policy.spec, 5).items()}
+            actions = made.run(obs)[0]
+            for k in range(5):
+                player.reset()
+                one = {name: rows[k] for name, rows in obs.items()}
+                action = player.act(one if len(one) > 1 else next(iter(one.values())))
+                assert np.allclose(np.ravel(action), np.ravel(actions[k]), atol=1e-6), case
+                if policy.spec.action.kind == "discrete":
+                    assert type(action) is int
+                else:
+                    assert action.shape == policy.spec.action.shape
+                    assert action.dtype == policy.spec.action.dtype
+
+    def test_memory_goes_on_until_reset(self, to, tmp_path):
+        need_runtime(to)
+        made = module(exporting.export(CASES["gru"](), to, tmp_path).files[0])
+        player = made.Policy()
+        obs = np.ones(4, np.float32)
+        first, second = player.act(obs).copy(), player.act(obs).copy()
+        player.reset()
+        assert np.array_equal(player.act(obs), first)
+        assert not np.array_equal(first, second)
+
+    @pytest.mark.parametrize("bad", [[1, 2], np.full(8, np.nan, np.float32), np.array([0] * 7 + [np.inf], np.float32), np.zeros((1, 8), np.float32)])
+    def test_bad_input_is_refused(self, to, bad, tmp_path):
+        need_runtime(to)
+        made = module(exporting.export(CASES["discrete"](), to, tmp_path).files[0])
+        with pytest.raises(ValueError, match=r"shape|NaN"):
+            made.Policy().act(bad)
+
+    def test_a_category_outside_of_its_range_is_refused(self, to, tmp_path):
+        need_runtime(to)
+        made = module(exporting.export(CASES["taxi"](), to, tmp_path).files[0])
+        assert 0 <= made.Policy().act(499) < 6
+        for bad in (500, -1):
+            with pytest.raises(ValueError, match=r"categor|bad"):
+                made.Policy().act(bad)
+
+    def test_a_lacking_group_is_refused(self, to, tmp_path):
+        need_runtime(to)
+        made = module(exporting.export(CASES["several"](), to, tmp_path).files[0])
+        with pytest.raises(ValueError, match="lacks"):
+            made.Policy().act({"switch": 0})
+
+
+@pytest.mark.parametrize("to", ["python", "onnx"])
+def test_starts_without_torch_in_half_a_second(to, tmp_path):
+    need_runtime(to)
+    file = exporting.export(CASES["discrete"](), to, tmp_path).files[0]
+    play = {
+        "python": f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import policy; import numpy as np; policy.Policy().act(np.zeros(8, np.float32))",
+        "onnx": f"import sys, onnxruntime as o, numpy as np; s = o.InferenceSession({str(file)!r}); s.run(None, {{'obs': np.zeros((1, 8), np.float32)}})",
+    }[to]
+    seconds = []
+    for _ in range(3):  # processor time: the tests share their cores
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", play + "; assert 'torch' not in sys.modules and 'distillrl' not in sys.modules"], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5
+
+
+def test_onnx_is_of_the_newest_opset_and_its_batch_is_free(tmp_path):
+    need_runtime("onnx")
+    import onnx
+    import onnxruntime
+
+    from distillrl.targets.onnx import OPSET
+
+    exported = exporting.export(CASES["box"](), "onnx", tmp_path)
+    model = onnx.load(exported.files[0])
+    assert model.opset_import[0].version == min(OPSET, onnx.defs.onnx_opset_version())
+    session = onnxruntime.InferenceSession(exported.files[0])
+    assert [o.name for o in session.get_outputs()] == ["action", "mean"]
+    rows = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
+    together = session.run(None, {"obs": rows})[1]
+    alone = np.concatenate([session.run(None, {"obs": rows[k : k + 1]})[1] for k in range(9)])
+    assert np.allclose(together, alone, atol=1e-6)
+    low, high = np.array(BOX.low, np.float32), np.array(BOX.high, np.float32)
+    action = session.run(None, {"obs": rows * 1e6})[0]
+    assert ((action >= low) & (action <= high)).all()
+
+
+def test_onnx_rows_with_nan_leave_the_others_alone(tmp_path):
+    need_runtime("onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exporting.export(CASES["discrete"](), "onnx", tmp_path).files[0])
+    rows = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    clean = session.run(None, {"obs": rows})
+    rows[1] = np.nan
+    action, logits = session.run(None, {"obs": rows})
+    assert np.allclose(logits[[0, 2]], clean[1][[0, 2]], atol=1e-6)
+    assert np.isnan(logits[1]).all()
+    assert ((action >= 0) & (action < 4)).all()
+
+
+def test_the_spread_is_told_to_those_who_sample(tmp_path):
+    exported = exporting.export(CASES["box"](), "python", tmp_path)
+    policy = CASES["box"]()
+    assert np.allclose(module(exported.files[0]).LOG_STD, policy.log_std.detach().numpy())
+
+
+def test_wrong_options_are_sentences(tmp_path):
+    policy = CASES["discrete"]()
+    with pytest.raises(Misconfigured, match="did you mean 'onnx'"):
+        exporting.export(policy, "onx", tmp_path)
+    with pytest.raises(Misconfigured, match="letters, digits"):
+        exporting.export(policy, "c", tmp_path, name="a b")
+
+
+def test_the_same_policy_gives_the_same_bytes(tmp_path):
+    for to in ("python", "c", "js", "onnx"):
+        need_runtime(to)
+        one, two = (exporting.export(CASES["gru"](), to, tmp_path / f"{to}{k}") for k in range(2))
+        assert [f.read_bytes() for f in one.files] == [f.read_bytes() for f in two.files]

@@ -1,0 +1,44 @@
+"""A module imports only from its own floor or below (DESIGN.md, The rooms)."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "distillrl"
+FLOORS = {
+    "errors": 0, "config": 0, "records": 0, "actions": 0,
+    "policies": 1, "senses": 1, "envs": 1, "artifact": 1, "stats": 1,
+    "teachers": 2, "students": 2, "objectives": 2, "weights": 2,
+    "states": 3, "dataset": 3, "recordings": 3, "loading": 3,
+    "learn": 4, "evaluation": 4, "robustness": 4, "fidelity": 4, "perturbations": 4, "physics": 4, "generalisation": 4, "traces": 4,
+    "runs": 5, "methods": 5, "distillation": 5, "diagnosis": 5,
+    "console": 7, "reporting": 7, "exporting": 7, "compression": 7, "search": 7, "targets": 7, "parity": 7,
+    "evidence": 7, "findings": 7, "judging": 7, "pictures": 7, "reading": 7, "sections": 7, "watching": 7, "logging": 7,
+    "cli": 9, "__init__": 9, "__main__": 9,
+}  # fmt: skip
+
+
+def imports(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "distillrl":
+                found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+    return found
+
+
+def test_every_room_has_a_floor_and_imports_only_downwards():
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        assert room in FLOORS, f"{path.name}: give {room!r} a floor here and in DESIGN.md"
+        for other in imports(ast.parse(path.read_text())):
+            if other in FLOORS and FLOORS[other] > FLOORS[room]:
+                wrong.append(f"{path.relative_to(SOURCE)} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_room_without_a_meaning():
+    names = {p.stem for p in SOURCE.rglob("*.py")}
+    assert not names & {"utils", "helpers", "base", "common", "core", "misc"}
+
