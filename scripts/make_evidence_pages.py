@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 import distillrl
-from distillrl import artifact, config, evaluation, runs, students
-from distillrl.envs import EnvOptions
+from distillrl import artifact, config, evaluation, runs
 from distillrl.reporting import compare, report
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "teachers"
@@ -38,12 +37,14 @@ class Levels(gymnasium.Env):
         self.level = np.zeros(8, np.float32)
 
     def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict]:
+        """Level ``seed``, or one of the first ``levels``."""
         number = 0 if seed is None else seed % self.levels if self.levels else seed
         self.level = np.random.default_rng(number).normal(size=8).clip(-4, 4).astype(np.float32)
         self.steps = 0
         return self.level, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """1 for the right action."""
         self.steps += 1
         return self.level, float(action == right(self.level)), False, self.steps == 20, {}
 

@@ -589,12 +589,11 @@ def make_brax() -> None:
 
 
 def make_rllib() -> None:
-    """Both stacks' checkpoints; only what inference needs of a folder is kept."""
+    """Both stacks' checkpoints; the folders of the policies alone are kept, the rest is for resuming training."""
     import gymnasium as gym
     import ray
     from ray.rllib.algorithms.dqn import DQNConfig
     from ray.rllib.algorithms.ppo import PPOConfig
-    from ray.rllib.algorithms.sac import SACConfig
 
     class Sampled(gym.Env):
         def __init__(self, config: Any) -> None:
@@ -609,7 +608,7 @@ def make_rllib() -> None:
 
     ray.init(num_cpus=1, include_dashboard=False, ignore_reinit_error=True, logging_level="ERROR")
     x = states(N, OBS).numpy()
-    for name, config, box in (("ppo", PPOConfig, True), ("ppo_discrete", PPOConfig, False), ("sac", SACConfig, True), ("dqn", DQNConfig, False), ("old_ppo", PPOConfig, True), ("old_ppo_discrete", PPOConfig, False)):
+    for name, config, box in (("ppo", PPOConfig, True), ("ppo_discrete", PPOConfig, False), ("dqn", DQNConfig, False), ("old_ppo", PPOConfig, True), ("old_ppo_discrete", PPOConfig, False)):
         old = name.startswith("old")
         c = config().environment(Sampled, env_config={"box": box}).env_runners(num_env_runners=0)
         if old:
@@ -635,8 +634,7 @@ def make_rllib() -> None:
             record = {"obs": x, **{k: v for k, v in out.items() if torch.is_tensor(v)}}
         place = folder(f"rllib_{name}") / "checkpoint"
         for file in whole.rglob("*"):
-            small = file.is_file() and file.stat().st_size < 60_000 and "optim" not in file.name
-            if small:
+            if file.is_file() and ("default_policy" in file.parts or file.name == "rllib_checkpoint.json") and "optim" not in file.name:
                 target = place / file.relative_to(whole)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, target)

@@ -12,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from format_cases import answers
+
 from distillrl.errors import DistillError, Failed, Misconfigured, Missing
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.students.networks import Network
@@ -92,7 +94,7 @@ def test_go1_is_for_another_environment(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_genuine_files_give_their_own_answers(name: str, answers: Callable[..., dict[str, float]]) -> None:
+def test_genuine_files_give_their_own_answers(name: str) -> None:
     gaps = answers(DATA / name)
     assert gaps
     assert max(gaps.values()) < 1e-5, gaps

@@ -80,21 +80,27 @@ def run(interpreter: Path, script: str, flags: list[str], threads: int) -> dict:
 
 
 def summarise(runs: list[dict]) -> dict:
-    """Over seeds, of each the quickest repeat: the work to the aim, and the verdict."""
+    """Over seeds, of each the quickest repeat: the work to the aim, and the verdict.
+
+    `reached` counts the seeds whose selecting episodes reached the aim, `confirmed` those of them whose
+    verdict on fresh episodes did too.
+    """
     quickest: dict[int, dict] = {}
     for one in runs:
         seed = one["seed"]
         if seed not in quickest or one["work_seconds"] < quickest[seed]["work_seconds"]:
             quickest[seed] = one
     kept = list(quickest.values())
+    timed = [one for one in kept if one["reached"]] or kept  # giving up early is no speed
 
     def both(key: str) -> dict:
-        values = [one[key] for one in kept]
+        values = [one[key] for one in timed]
         return {"min": min(values), "median": statistics.median(values)}
 
     return {
         "seeds": len(kept),
         "reached": sum(one["reached"] for one in kept),
+        "confirmed": sum(one["reached"] and one["retention"] >= 0.99 for one in kept),
         **{
             key: both(key)
             for key in ("work_seconds", "work_cpu_seconds", "env_steps", "labels", "eval_seconds", "eval_steps")
@@ -105,14 +111,15 @@ def summarise(runs: list[dict]) -> dict:
 
 
 def table(summary: dict) -> str:
-    head = ["peer", "settings", "reached", "work s", "(median)", "CPU s", "steps", "(median)", "labels",
-            "eval s", "eval steps", "retention"]  # fmt: skip
+    head = ["peer", "settings", "reached", "confirmed", "work s", "(median)", "CPU s", "(median)", "steps",
+            "(median)", "labels", "eval s", "eval steps", "retention"]  # fmt: skip
     rows = [head]
     for name, s in summary.items():
         rows.append([
-            *name.split("/"), f"{s['reached']}/{s['seeds']}",
+            *name.split("/"), f"{s['reached']}/{s['seeds']}", f"{s['confirmed']}/{s['seeds']}",
             f"{s['work_seconds']['min']:.2f}", f"{s['work_seconds']['median']:.2f}",
-            f"{s['work_cpu_seconds']['min']:.2f}", f"{s['env_steps']['min']:.0f}",
+            f"{s['work_cpu_seconds']['min']:.2f}", f"{s['work_cpu_seconds']['median']:.2f}",
+            f"{s['env_steps']['min']:.0f}",
             f"{s['env_steps']['median']:.0f}", f"{s['labels']['min']:.0f}",
             f"{s['eval_seconds']['median']:.1f}", f"{s['eval_steps']['median']:.0f}",
             f"{s['retention']['median']:.3f}",

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from distillrl import __version__, config as configuration
+from distillrl import __version__
+from distillrl import config as configuration
 from distillrl.errors import DistillError, Misconfigured
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}

@@ -197,7 +197,7 @@ def _checked(where: str, value: Any, hint: Any) -> Any:
     plain = tuple(get_origin(k) or k for k in kinds)
     if float in plain and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, bool) and bool not in plain or not isinstance(value, plain):
+    if (isinstance(value, bool) and bool not in plain) or not isinstance(value, plain):
         names = " or ".join({"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "Mapping": "a table"}.get(k.__name__, k.__name__) for k in plain if k is not type(None))
         raise Misconfigured(f"{where} = {value!r}: {names} is right")
     return value

@@ -11,8 +11,6 @@ from torch import Tensor
 from distillrl.records import Batch, Prediction, Rollout, tensors, with_tensors
 
 
-
-
 class Dataset:
     """Rows of time, ``[steps, N, ...]``: row t + 1 is what followed row t, except where ``starts``.
 

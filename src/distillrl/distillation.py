@@ -8,28 +8,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import distillrl
-from distillrl import artifact, config as configuration, envs, evaluation, learn, methods, objectives, stats, students, teachers, weights
-from distillrl.actions import Gaussian
-from distillrl.config import Config, Phase
-from distillrl.dataset import Dataset
-from distillrl.envs import EnvOptions, Seeds
+from distillrl import artifact, envs, evaluation, learn, students, weights
+from distillrl import config as configuration
+from distillrl.config import Config
 from distillrl.errors import DistillError, Failed, Misconfigured
 from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement
-from distillrl.records import Batch, Prediction, Progress, Rollout, Spec, over_states
+from distillrl.records import Prediction, Progress, Rollout, over_states
 from distillrl.runs import Folder
+from distillrl.selecting import evaluate_student, evaluation_due, spent_budget
 from distillrl.senses import Normalise
-from distillrl.states import Drive, Who
+from distillrl.settling import Setup, State, begin, enter_phase, example_batch, label_wants, settle
+from distillrl.states import Who
 
 Show = Callable[[Mapping[str, Any]], None]
-FREE_EVALUATIONS = 4
-"""Evaluations before their steps are held to a fifth of all: a run of a few thousand steps needs them all the same."""
 
 
 @dataclass(frozen=True)
@@ -40,47 +38,6 @@ class Run:
     policy: Player
     verdict: Mapping[str, Any]
     reached: bool
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that is settled before round 0."""
-
-    config: Config
-    options: EnvOptions
-    teacher: Policy
-    teacher_digest: str | None
-    teacher_bytes: int | None
-    spec: Spec
-    seen: frozenset[str]
-    """The observation groups that the student reads, and so are stored."""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass
-class State:
-    """Where a run stands; everything that a checkpoint holds."""
-
-    student: Any
-    drive: Drive
-    dataset: Dataset
-    gradient: learn.Gradient
-    progress: Progress = field(default_factory=Progress)
-    phase_round: int = 0
-    best: dict[str, Any] | None = None
-    """{"mean", "round", "tensors", "header"} of the best evaluated student."""
-    baseline: dict[str, float] = field(default_factory=dict)
-    """Mean returns of teacher and random policy on the selecting seeds."""
-    evaluations: int = 0
-    evaluation_steps: int = 0
-    evaluation_seconds: float = 0.0
-    next_evaluation: int = 0
-    seconds: float = 0.0
-    lines: int = 0
-    parts: int = 0
-    saved_steps: int = 0
-    ended: str = ""
-    reached: bool = False
 
 
 def distill(
@@ -117,7 +74,7 @@ def distill(
         given |= {"teacher": str(teacher) if isinstance(teacher, str | Path) else None, "env": env if isinstance(env, str) else None}
         settled = configuration.with_changes(config or Config(), given)
     with _threads(settled.threads):
-        setup = _settle(settled, teacher, env)
+        setup = settle(settled, teacher, env)
         if resume is None:
             folder = Folder.create(out, envs.name_of(setup.options))
         folder.write_config(setup.config)
@@ -126,7 +83,7 @@ def distill(
 
 def expanded(config: Config) -> Config:
     """The configuration with everything settled: the method's phases, the backend, the environment that the teacher names."""
-    return _settle(config, None, None).config
+    return settle(config, None, None).config
 
 
 # ── before round 0 ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,126 +98,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _settle(config: Config, teacher: Any, env: Any) -> Setup:
-    """Load the teacher, make the environment once, hold them against each other, expand the method."""
-    students.check(config.student)
-    source = teacher if teacher is not None else config.teacher
-    if source is None:
-        raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
-    wished = teachers.Options(format=config.format, model=config.model, sees=config.teacher_sees, env=config.env, vecnormalize=config.vecnormalize)
-    policy = None if callable(source) else teachers.load(source, wished)
-    target = env if env is not None else config.env or (policy.info.get("environment") if policy is not None else None)
-    if target is None:
-        raise Misconfigured("no environment was given, and the teacher's file names none: --env takes an id such as LunarLander-v3")
-    options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps)
-    spec, backend = environment(options, config.slots)
-    if policy is None:
-        policy = teachers.load(source, wished, spec)
-    if found := envs.differences(policy.spec, spec):
-        raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
-    phases = config.phase or methods.expand(config.method, policy.gives, spec)
-    if config.terms is not None:
-        phases = configuration.with_terms(phases, config.terms)
-    config = replace(config, phase=phases, terms=None, backend=backend, env=target if isinstance(target, str) else config.env)
-    size = Path(source).stat().st_size if isinstance(source, str | Path) and Path(source).is_file() else None
-    seen = frozenset(spec.observations)
-    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), size, spec, seen, tuple(policy.info.get("notes", ())))
-
-
-def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:
-    """The spec of an environment, and the backend that ``auto`` comes to for so many slots."""
-    vector = envs.make(options, envs.slots_of(options, slots), Seeds(0, "dry"))
-    try:
-        return vector.spec, vector.backend if vector.backend != "given" else options.backend
-    finally:
-        vector.close()
-
-
-def generator(seed: int, part: str) -> torch.Generator:
-    """A part's own generator: adding a part changes no other's numbers."""
-    mixed = sum(ord(c) * 31**i for i, c in enumerate(part)) % (1 << 31)
-    return torch.Generator().manual_seed((seed * 1_000_003 + mixed) % (1 << 63))
-
-
-def _begin(setup: Setup) -> State:
-    config = setup.config
-    seeds = Seeds(config.seed, "train")
-    vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), seeds)
-    drive = Drive(vector, setup.spec, generator(config.seed, "drive"))
-    if config.init is not None:
-        header, tensors = artifact.load(Path(config.init))
-        student = students.build(header, tensors)
-        if found := envs.differences(student.spec, setup.spec):
-            raise Misconfigured(f"--init {config.init} does not fit: " + "; ".join(found))
-    else:
-        student = students.make(config.student, setup.spec, generator(config.seed, "student"), None)
-        drive.begin(setup.teacher, student)
-        head = _head(setup, drive)
-        if head is not None:
-            student = students.make(config.student, setup.spec, generator(config.seed, "student"), head)
-    drive.begin(setup.teacher, student)
-    return _phase(setup, State(student, drive, Dataset(), None), 0)  # type: ignore[arg-type]  # _phase makes the learner
-
-
-def _head(setup: Setup, drive: Drive) -> str | None:
-    """A tanh-squashed teacher gets a squashed student, so that their divergence is exact; else the space's own head."""
-    with torch.inference_mode():
-        prediction, _ = setup.teacher.act(drive.obs, drive.memory["teacher"], drive.starts, ACTION)
-    return "squashed" if isinstance(prediction.action, Gaussian) and prediction.action.squashed else None
-
-
-def _phase(setup: Setup, state: State, number: int) -> State:
-    """Make the learner of a phase, after its dry run."""
-    phase = setup.config.phase[number]
-    terms = _terms(setup, state, phase, number)
-    state.gradient = learn.Gradient(
-        state.student,
-        terms,
-        lr=phase.lr,
-        batch=phase.batch,
-        updates=phase.updates,
-        average=phase.average,
-        train=phase.train,
-        generator=generator(setup.config.seed, f"learn{number}"),
-    )
-    state.dataset.keep = phase.keep
-    state.gradient.try_out(_example(setup, state, _wants(terms)), state.progress)
-    return state
-
-
-def _terms(setup: Setup, state: State, phase: Phase, number: int) -> list[learn.Term]:
-    made = []
-    for name, given in phase.terms.items():
-        options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-        weight = weights.parse(options.pop("weight", 1))
-        wants = objectives.wants(name, options, setup.spec.action.kind, setup.teacher.gives, state.student.gives)
-        example = _example(setup, state, _teacher_wants(wants))
-        with torch.inference_mode():
-            prediction, _ = state.student.act(example.obs, {}, None, ACTION)
-        loss = objectives.make(name, options, prediction, example, generator(setup.config.seed, f"{name}{number}"))
-        made.append(learn.Term(name, weight, loss, wants))
-    if not made:
-        raise Misconfigured(f"phase {number + 1} has no terms: name at least one objective, such as forward_kl")
-    return made
-
-
-def _example(setup: Setup, state: State, wants: frozenset[str]) -> Batch:
-    """The states at hand, labelled: what the dry run learns from."""
-    with torch.inference_mode():
-        label, _ = setup.teacher.act(state.drive.obs, state.drive.memory["teacher"], state.drive.starts, wants)
-    return Batch({k: v.clone() for k, v in state.drive.obs.items()}, over_states(torch.clone, label), progress=state.progress)
-
-
-def _wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:
-    return frozenset().union(*(_teacher_wants(t.wants) for t in terms)) | ACTION
-
-
-def _teacher_wants(wants: frozenset[str]) -> frozenset[str]:
-    """``teacher.features[pi]`` → ``features.pi``: an objective's words as a policy takes them."""
-    mine = {w.removeprefix("teacher.").replace("features[", "features.").rstrip("]") for w in wants if w.startswith("teacher.")}
-    return frozenset(mine) | ACTION
 
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -289,7 +126,7 @@ class _Interrupt:
 
 
 def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
-    state = _resume(setup, folder) if resumed else _begin(setup)
+    state = _resume(setup, folder) if resumed else begin(setup)
     try:
         for note in setup.notes + _size_note(setup, state):
             show({"note": note})
@@ -333,7 +170,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     beta = weights.parse(phase.beta)(replace(state.progress, round=state.phase_round))
     try:
         with torch.inference_mode():
-            rollout = drive.collect(steps, Who(beta, phase.by, phase.sampled), setup.teacher, playing, _wants(state.gradient.terms), setup.seen)
+            rollout = drive.collect(steps, Who(beta, phase.by, phase.sampled), setup.teacher, playing, label_wants(state.gradient.terms), setup.seen)
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
@@ -379,7 +216,7 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
         moments[name] = (seen.mean(0), torch.where(variance > 1e-6 * (1 + seen.mean(0).square()), variance, torch.ones_like(variance)))
     if moments:
         state.student.sense = state.student.sense.with_step(Normalise.from_moments(moments))
-        _phase(setup, state, state.progress.phase)
+        enter_phase(setup, state, state.progress.phase)
 
 
 @torch.inference_mode()
@@ -400,72 +237,16 @@ def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
     config, progress = setup.config, state.progress
     phase = config.phase[progress.phase]
     state.phase_round += 1
-    over = _over(config, state)
+    over = spent_budget(config, state)
     last_of_phase = bool(phase.rounds) and state.phase_round >= phase.rounds
     over = over or ("phases" if last_of_phase and progress.phase + 1 == len(config.phase) else "")
-    if over or _evaluation_due(state):
-        metrics.update(_evaluate(setup, state))
+    if over or evaluation_due(state):
+        metrics.update(evaluate_student(setup, state))
     state.ended = "aim" if state.reached else over
     state.progress = replace(progress, round=progress.round + 1, metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)})
     if last_of_phase and not state.ended:
         state.progress, state.phase_round = replace(state.progress, phase=progress.phase + 1), 0
-        _phase(setup, state, state.progress.phase)
-
-
-def _over(config: Config, state: State) -> str:
-    """Which budget is spent, if one is."""
-    progress, slots = state.progress, state.drive.n
-    if config.rounds is not None and progress.round + 1 >= config.rounds:
-        return "rounds"
-    if config.env_steps - progress.env_steps < slots:
-        return "env_steps"
-    if config.labels is not None and config.labels - progress.labels < slots:
-        return "labels"
-    return "seconds" if config.seconds is not None and state.seconds >= config.seconds else ""
-
-
-def _evaluation_due(state: State) -> bool:
-    if not state.baseline:
-        return state.progress.env_steps >= 4096
-    each = state.evaluation_steps / max(1, state.evaluations)
-    affordable = state.evaluations < FREE_EVALUATIONS or (state.evaluations + 1 - FREE_EVALUATIONS) * each <= 0.25 * state.progress.env_steps
-    return affordable and state.progress.env_steps >= state.next_evaluation
-
-
-def _evaluate(setup: Setup, state: State) -> dict[str, Any]:
-    """Play the selecting seeds; keep the student if it is the best so far; see whether the aim is reached."""
-    config, seeds = setup.config, Seeds(setup.config.seed, "select")
-    began = time.perf_counter()
-    goal = configuration.aim(config.until)
-    if not state.baseline:
-        randomly = evaluation.Random(setup.spec, generator(config.seed, "random"))
-        teacher, foot = (evaluation.play(p, setup.options, config.select_episodes, seeds) for p in (setup.teacher, randomly))
-        state.baseline = {"teacher": float(teacher.returns.mean()), "random": float(foot.returns.mean()), "teacher_steps": float(teacher.steps)}
-        apart = stats.told_apart(teacher.returns, foot.returns)
-        state.baseline["apart"] = float(apart)
-        if state.progress.env_steps < teacher.steps / 3 and not _over(config, state):
-            state.next_evaluation = teacher.steps // 3  # an evaluation costs about as much as this one: learn for a while first
-            state.evaluation_seconds += time.perf_counter() - began
-            return {}
-    student = state.gradient.averaged
-    shadow = setup.teacher if goal is not None and goal[0] == "agreement" else None
-    played = evaluation.play(student, setup.options, config.select_episodes, seeds, shadow=shadow)
-    mean = float(played.returns.mean())
-    state.evaluations += 1
-    state.evaluation_steps += played.steps
-    state.next_evaluation = int(state.progress.env_steps * 1.3)
-    figures = {"return": mean, "agreement": played.agreement, "retention": None}
-    if state.baseline["apart"]:
-        figures["retention"] = (mean - state.baseline["random"]) / (state.baseline["teacher"] - state.baseline["random"])
-    if state.best is None or mean >= state.best["mean"]:
-        state.best = {"mean": mean, "round": state.progress.round, "tensors": student.artifact_tensors(), "header": student.header()}
-        state.best["tensors"] = {k: v.clone() for k, v in state.best["tensors"].items()}
-    if goal is not None:
-        value = figures[goal[0]]
-        state.reached = state.reached or (value is not None and value >= goal[1])
-    state.evaluation_seconds += time.perf_counter() - began
-    state.progress = replace(state.progress, returns={"teacher": state.baseline["teacher"], "student": mean})
-    return {"return.student": mean, "return.teacher": state.baseline["teacher"], "retention": figures["retention"], "evaluation_steps": state.evaluation_steps}
+        enter_phase(setup, state, state.progress.phase)
 
 
 # ── checkpoint, resume, end ───────────────────────────────────────────────────────────────────────────────────────
@@ -495,16 +276,16 @@ def _resume(setup: Setup, folder: Folder) -> State:
     saved = folder.read_checkpoint()
     if (folder.read_verdict()) is not None:
         raise Misconfigured(f"{folder.path} has ended: its verdict is in {folder.path / 'verdict.json'}")
-    state = _begin(setup)
+    state = begin(setup)
     if saved is None:
         return state
     values, parts = saved
     state.student = students.build(values["header"], {k: v for k, v in values["gradient"]["student"].items() if k in _kept(state, values)})
     state.progress = Progress(**values["progress"])
-    _phase(setup, state, state.progress.phase)
+    enter_phase(setup, state, state.progress.phase)
     state.gradient.load_state_dict(values["gradient"])
     state.drive.load_state_dict(values["drive"])
-    like = _example(setup, state, _wants(state.gradient.terms)).teacher
+    like = example_batch(setup, state, label_wants(state.gradient.terms)).teacher
     state.dataset.restore([p for p in parts if p], like)
     state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
     for name in _PLAIN:

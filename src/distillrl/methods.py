@@ -49,7 +49,8 @@ def on_policy(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
 
 def auto(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """What was best over the environments of ``make bench-auto`` (docs/methods.md): aggregated states, the student soon
-    driving alone; the teacher's distribution where there are choices, its action where there are quantities."""
+    driving alone; the teacher's distribution where there are choices, its action where there are quantities.
+    """
     return dagger(gives, spec)
 
 

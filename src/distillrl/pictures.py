@@ -267,6 +267,10 @@ def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> s
             ax.annotate(str(row["label"]), (row["x"], row["y"]), xytext=(5, 4), textcoords="offset points", fontsize=7)
         ax.set_xscale("log")
         ax.margins(0.12)
+        low, high = ax.get_ylim()
+        if high - low < 0.06:  # a difference of a thousandth must not look like a gulf
+            middle = (low + high) / 2
+            ax.set_ylim(middle - 0.03, middle + 0.03)
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         _thousands(ax)

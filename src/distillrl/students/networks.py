@@ -64,6 +64,7 @@ class Network(nn.Module):
         self.sde, self.log_std_bounds = sde, log_std_bounds
         self.value, self.quantiles, self.family = value, quantiles, family
         self.recurrent, self.value_reads = recurrent, value_reads
+        self.remembering = tuple(name for name, part in (("recurrent", recurrent), ("value", value)) if hasattr(part, "init"))
         self.training_heads = nn.ModuleDict()
         self.info: dict[str, Any] = dict(info or {})
 
@@ -86,13 +87,18 @@ class Network(nn.Module):
     def init(self, n: int) -> Memory:
         """The memory of the sense, and of the recurrent parts where there are any."""
         memory = self.sense.init(n)
-        for name, part in self._recurrent_parts():
-            memory |= {f"{name}.{k}": v for k, v in part.init(n).items()}  # type: ignore[operator]  # nn.Module hides init's type
+        for name in self.remembering:
+            memory |= {f"{name}.{k}": v for k, v in getattr(self, name).init(n).items()}
         return memory
 
-    def _recurrent_parts(self) -> list[tuple[str, nn.Module]]:
-        parts = (("recurrent", self.recurrent), ("value", self.value))
-        return [(name, part) for name, part in parts if part is not None and hasattr(part, "init")]
+    def _recall(self, x: Tensor, memory: Memory, starts: Tensor | None) -> tuple[dict[str, Tensor], Memory]:
+        """What each recurrent part gives, and the memory after it."""
+        given: dict[str, Tensor] = {}
+        for name in self.remembering:
+            own = {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}
+            given[name], own = getattr(self, name)(x, own, starts)
+            memory = {**memory, **{f"{name}.{k}": v for k, v in own.items()}}
+        return given, memory
 
     def act(
         self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None, wants: frozenset[str] = ACTION
@@ -102,18 +108,17 @@ class Network(nn.Module):
         x = flatten(groups, self.sense.groups)
         latent, features = x, {}
         recalled: dict[str, Tensor] = {}
-        for name, part in self._recurrent_parts():
-            own = {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}
-            recalled[name], own = part(x, own, starts)
-            memory = {**memory, **{f"{name}.{k}": v for k, v in own.items()}}
+        if self.remembering:
+            recalled, memory = self._recall(x, memory, starts)
         if "recurrent" in recalled:
             latent = recalled["recurrent"]
             if "features.memory" in wants:
                 features["memory"] = latent
         before_body = latent
-        for name, layer in self.body.named_children():
-            latent = layer(latent)
-            if f"features.{name}" in wants:
+        asked = wants is not ACTION and any(w.startswith("features.") for w in wants)
+        for name, layer in self.body._modules.items():
+            latent = layer(latent)  # type: ignore[misc]  # a Sequential holds no None
+            if asked and f"features.{name}" in wants:
                 features[name] = latent
         raw = self.out(latent)
         q = quantiles = None

@@ -313,7 +313,7 @@ def _source(p: Printer, body: str) -> str:
     checks, decide = _checks(p), _decide(p)
     p.needed.add("finite")
     memory = f"{p.name}_memory *memory, " if plan.states else ""
-    storage = "static float" if p.scratch * 4 > STACK_LIMIT else "float"
+    storage = "static ALIGNED float" if p.scratch * 4 > STACK_LIMIT else "ALIGNED float"
     refuse = f"    if ({' || '.join(checks)}) return refuse(output, {upper}_BAD_INPUT);\n" if checks else ""
     keep = ""
     for state in plan.states:
@@ -323,7 +323,9 @@ def _source(p: Printer, body: str) -> str:
     reset = (
         f"void {p.name}_reset({p.name}_memory *memory)\n{{\n    static const {p.name}_memory empty;\n    *memory = empty;\n}}\n\n" if plan.states else ""
     )
-    zeros = " = {0}" if storage == "float" and any(plan.size(op.out) % 8 for op in plan.ops) else ""
+    # Elementwise steps run to the end of the last vector: nothing there may be read before it is written.
+    loose = [op.x for op in plan.ops if isinstance(op, steps.Activate)] + [op.out for op in plan.ops if isinstance(op, steps.GruGate | steps.LstmCell)]
+    zeros = " = {0}" if storage == "ALIGNED float" and any(plan.size(value) % 8 for value in loose) else ""
     return (
         f'/* {p.name}.c: made by distillrl. See {p.name}.h for the contract. */\n#include "{p.name}.h"\n\n#include <stddef.h>\n\n'
         + "\n".join(p.constants)

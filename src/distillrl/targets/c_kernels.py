@@ -21,10 +21,12 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 typedef int32_t mask __attribute__((vector_size(4 * LANES)));
 #define SELECT(m, x, y) ((vec)(((mask)(x) & (m)) | ((mask)(y) & ~(m))))
 #define LANE(x, k) ((x)[k])
+#define ALIGNED __attribute__((aligned(32)))
 #else
 typedef float vec;
 #define SELECT(m, x, y) ((m) ? (x) : (y))
 #define LANE(x, k) (x)
+#define ALIGNED
 #endif
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p, x) (*(vec *)(p) = (x))
@@ -286,6 +288,6 @@ def printed(needed: set[str], name: str, tiles: set[int]) -> str:
             break
         wanted |= called
     vectors = wanted - {"finite", "finite_wide", "best", "norm", "dense_int8"}
-    prelude = PRELUDE.replace("@NAME@", name.upper()) if vectors or tiles else ""
+    prelude = PRELUDE.replace("@NAME@", name.upper()) if vectors or tiles else "\n#define ALIGNED\n"
     convolutions = "".join(convolution(tile) for tile in sorted(tiles))
     return prelude + "\n" + "\n".join(code for function, (code, _) in FUNCTIONS.items() if function in wanted) + convolutions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def loader(plan: Plan, passport: Mapping[str, Any], folder: Path, name: str) -> 
         stale.unlink()
     made[1].write_text(_module(plan, passport, name, library.name), encoding="utf-8")
     space: dict[str, Any] = {"__file__": str(made[1]), "__name__": name}
-    exec(compile(made[1].read_text(encoding="utf-8"), str(made[1]), "exec"), space)  # our own file, written above: it compiles the library
+    try:
+        exec(compile(made[1].read_text(encoding="utf-8"), str(made[1]), "exec"), space)  # our own file, written above: it compiles the library
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Failed(f"{library} could not be compiled: {error}") from None
     if not library.is_file():
         raise Failed(f"{library} could not be compiled")
     return [*made, library]

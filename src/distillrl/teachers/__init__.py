@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class Options:
     """The environment's id, where a format needs to know it."""
     vecnormalize: str | None = None
     """A vecnormalize.pkl elsewhere, or ``none`` to leave out the one that lies beside the file."""
+    combine: str | None = None
+    """How several teachers become one: average (default), confidence, value, product, best (see ``teachers.many``)."""
+    dispatch: str | None = None
+    """Which of several teachers is asked, by an expression over the observation: ``level<3:0, else:1``."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,17 @@ FORMATS: tuple[Format, ...] = (
 
 def load(source: Any, options: Options = Options(), spec: Spec | None = None) -> Policy:
     """A policy of: a path (file or folder), our own artifact (``*.safetensors``), a Policy, a Player, an nn.Module,
-    a plain function of a batch of observations, or a loaded SB3 model.
+    a plain function of a batch of observations, a loaded SB3 model, or a list of these (``Options.combine`` says how).
 
     ``spec`` is the environment's; an nn.Module and a function need it, as they don't name their spaces (see
     ``teachers.live`` for what they may take and give). Raises Failed where a file is damaged, hostile or no teacher,
     Misconfigured where the options don't fit.
     """
+    if isinstance(source, (list, tuple)):
+        from distillrl.teachers import many
+
+        one = replace(options, combine=None, dispatch=None)
+        return many.combine([load(s, one, spec) for s in source], options.combine or "average", dispatch=options.dispatch, spec=spec)
     policy = _load(source, options, spec)
     return policy if spec is None else fit(policy, spec, options.env)
 
@@ -96,7 +105,7 @@ def fit(policy: Policy, spec: Spec, env: str | None = None) -> Policy:
     """
     from distillrl.teachers import adapting
 
-    return adapting.fit(policy, spec, env)  # type: ignore[no-any-return]  # a policy in, a policy out
+    return adapting.fit(policy, spec, env)
 
 
 def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
@@ -106,17 +115,20 @@ def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
         if str(source).startswith(("http://", "https://")):
             from distillrl.teachers import remote
 
-            return remote.load(str(source), options, spec)  # type: ignore[no-any-return]  # a policy
+            return remote.load(str(source), options, spec)
         return _load_path(Path(source), options, spec)
     if all(hasattr(source, name) for name in ("act", "init", "spec", "gives")):
-        return source  # type: ignore[no-any-return]  # a Policy, as its attributes say
+        return source
     from distillrl.teachers import live
 
     return live.load(source, options, spec)
 
 
 def digest(source: Any) -> str | None:
-    """The sha256 of a teacher's file, in hexadecimal; None for a live object."""
+    """The sha256 of a teacher's file, in hexadecimal, of several joined with ``+``; None for a live object or a folder."""
+    if isinstance(source, (list, tuple)):
+        each = [digest(s) for s in source]
+        return None if None in each else "+".join(map(str, each))
     if not isinstance(source, (str, Path)) or not Path(source).is_file():
         return None
     with Path(source).open("rb") as file:
@@ -137,7 +149,7 @@ def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
     if options.format is None and path.suffix == ".safetensors" and not importlib.import_module("distillrl.teachers.statedicts").sniff(path):
         from distillrl import artifact, students
 
-        return students.build(*artifact.load(path))  # type: ignore[no-any-return]  # a Policy of some family
+        return students.build(*artifact.load(path))
     if options.format is not None:
         rows = [row for row in FORMATS if row.name == options.format.partition(":")[0]]
         if not rows:
@@ -148,7 +160,7 @@ def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
     if not rows:
         raise Failed(f"{path} is no teacher that is known here; known are: {_titles()}")
     load_it = importlib.import_module(rows[0].module).load
-    return load_it(path, options, spec) if rows[0].spec else load_it(path, options)  # type: ignore[no-any-return]  # the module's contract
+    return load_it(path, options, spec) if rows[0].spec else load_it(path, options)
 
 
 def _titles() -> str:

@@ -103,7 +103,8 @@ def _check_directory(data: bytes | Path, where: str) -> None:
 
 
 def _places(data: bytes, signature: bytes) -> list[int]:
-    found, at = [], data.find(signature)
+    found: list[int] = []
+    at = data.find(signature)
     while at >= 0 and len(found) < 1000:
         found.append(at)
         at = data.find(signature, at + 1)

@@ -107,7 +107,9 @@ def _network(graph: Graph, seen: Seen, reading: Reading, spec: Spec, info: Mappi
         value = nn.Sequential(*start, *_leading(theirs)[2])
     log_std: Tensor | nn.Module | None = None
     if reading.spread:
-        log_std = _constant_spread(graph, reading, shapes) if reading.kind == "gaussian" else _spread_layers(graph, reading, shapes, elements)
+        log_std = _constant_spread(graph, reading) if reading.kind == "gaussian" else None
+        if log_std is None and reading.spread_is_log:
+            log_std = _spread_layers(graph, reading, shapes, elements)
         if log_std is None:
             return None
     if reading.q and reading.q != reading.action:
@@ -387,7 +389,7 @@ def _spread_layers(graph: Graph, reading: Reading, shapes: Mapping[str, Any], el
     return nn.Sequential(*theirs[last:])
 
 
-def _constant_spread(graph: Graph, reading: Reading, shapes: Mapping[str, Any]) -> Tensor | None:
+def _constant_spread(graph: Graph, reading: Reading) -> Tensor | None:
     """A log_std [A] that doesn't depend on the state, else None."""
     producer = {name: node for node in graph.nodes for name in node.outputs}
     value = graph.outputs[str(reading.spread)]

@@ -24,6 +24,8 @@ class Today:
 _MUJOCO = "the same dynamics with today's MuJoCo"
 _BOX2D = "the same dynamics, finite bounds of observations"
 
+_ROBOTS = ("HalfCheetah", "Hopper", "Swimmer", "Walker2d", "Ant", "Humanoid", "HumanoidStandup", "Reacher", "InvertedPendulum", "InvertedDoublePendulum")
+
 TODAY: dict[str, Today] = {
     "LunarLander-v2": Today("LunarLander-v3", _BOX2D),
     "LunarLanderContinuous-v2": Today("LunarLanderContinuous-v3", _BOX2D),
@@ -42,8 +44,7 @@ TODAY: dict[str, Today] = {
     "CliffWalking-v0": Today("CliffWalking-v1", "the same dynamics"),
     **{
         f"{robot}-v{version}": Today(f"{robot}-v4", _MUJOCO)
-        for robot in ("HalfCheetah", "Hopper", "Swimmer", "Walker2d", "Ant", "Humanoid", "HumanoidStandup", "Reacher")
-        + ("InvertedPendulum", "InvertedDoublePendulum")
+        for robot in _ROBOTS
         for version in (0, 1, 2, 3)
     },
     **{f"Pusher-v{version}": Today("Pusher-v5", "today's MuJoCo, with a corrected density of the object") for version in (0, 1, 2, 4)},
@@ -119,7 +120,7 @@ def today(name: str) -> tuple[str, str | None]:
 
 
 def fitting(spec: Spec) -> list[str]:
-    """gymnasium's own environments whose spaces are a policy's; empty where none is known."""
+    """Gymnasium's own environments whose spaces are a policy's; empty where none is known."""
     if len(spec.observations) != 1:
         return []
     group = next(iter(spec.observations.values()))

@@ -22,6 +22,8 @@ STRIDES = ((8, 4), (4, 2), (3, 1))
 class Reorder(nn.Module):
     """x[..., order]: a dict's parts in the order that the file has them, out of the sorted one."""
 
+    order: Tensor
+
     def __init__(self, order: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("order", torch.tensor(order))
@@ -46,7 +48,7 @@ class NatureCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolutions take one leading axis only, so others are joined for them."""
-        return self.layers(x.reshape(-1, *self.shape)).unflatten(0, x.shape[:-1])
+        return self.layers(x.reshape(-1, *self.shape)).reshape(*x.shape[:-1], -1)
 
 
 class Combined(nn.Module):
@@ -73,7 +75,7 @@ class Own(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         given = {name: flat[:, start:end].reshape(-1, *shape) for name, (start, end, shape) in self.parts.items()}
         made: Tensor = self.module(next(iter(given.values())) if self.alone else given)
-        return made.unflatten(0, x.shape[:-1])
+        return made.reshape(*x.shape[:-1], -1)
 
 
 def extractor(facts: Facts, prefixes: tuple[str, ...]) -> tuple[list[nn.Module], int]:
@@ -163,7 +165,7 @@ def _nature(weights: Weights, prefix: str, shape: tuple[int, ...]) -> tuple[list
         weight, bias = weights.take(f"{prefix}cnn.{2 * i}.weight", 4), weights.take(f"{prefix}cnn.{2 * i}.bias", 1)
         if weight.shape[1:] != (channels, kernel, kernel) or len(bias) != len(weight) or min(height, width) < kernel:
             raise Failed(f"{weights.where}: {prefix}cnn.{2 * i}.weight is {list(weight.shape)}, [any, {channels}, {kernel}, {kernel}] is right for images {list(shape)}")
-        layer = nn.utils.skip_init(nn.Conv2d, channels, len(weight), kernel, stride)
+        layer = nn.Conv2d(channels, len(weight), kernel, stride, device="meta")
         layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
         layers += [layer, nn.ReLU()]
         channels, height, width = len(weight), (height - kernel) // stride + 1, (width - kernel) // stride + 1

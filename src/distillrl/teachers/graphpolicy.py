@@ -143,8 +143,6 @@ def feature_values(graph: Graph) -> list[str]:
 
 def reshaped(prediction: Prediction, lead: torch.Size) -> Prediction:
     """The same prediction with the leading shape ``lead`` in place of [N]."""
-
-
     def unflatten(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.reshape(*lead, *x.shape[1:])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +49,7 @@ class Client:
                 self.sleep(self.backoff * 2 ** (attempt - 1))
             try:
                 status, data = self._once(method, path, body)
-            except (OSError, http.client.HTTPException, socket.timeout) as error:
+            except (TimeoutError, OSError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
                 continue
             if status < 300:

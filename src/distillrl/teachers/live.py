@@ -114,7 +114,7 @@ def _with_features(call: Callable[[], Any], asked: Mapping[str, nn.Module]) -> t
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, given, output: found.__setitem__(name, output) if isinstance(output, Tensor) else None
+        return lambda _, __, output: found.__setitem__(name, output) if isinstance(output, Tensor) else None
 
     handles = [module.register_forward_hook(keep(name)) for name, module in asked.items()]
     try:

@@ -20,7 +20,20 @@ from distillrl.errors import Failed, Missing
 from distillrl.records import Spec
 from distillrl.teachers.chain import TOLERANCE, policy_of
 from distillrl.teachers.fitting import read, see
-from distillrl.teachers.graph import Graph, GraphModule, Ref, State, agrees, difference, fold, free_number, integers, outputs_of, random_inputs, widen
+from distillrl.teachers.graph import (
+    Graph,
+    GraphModule,
+    Ref,
+    State,
+    agrees,
+    difference,
+    fold,
+    free_number,
+    integers,
+    outputs_of,
+    random_inputs,
+    widen,
+)
 from distillrl.teachers.onnx_proto import Model, read_model
 from distillrl.teachers.onnx_to_torch import LOWER, Step
 from distillrl.teachers.tracing import Tracer
@@ -164,7 +177,7 @@ def _compared(model: Model, graph: Graph, n: int) -> None:
 
 @contextlib.contextmanager
 def runtime_errors(onnxruntime: Any) -> Any:
-    """onnxruntime's own exceptions as Failed, with their first line."""
+    """Onnxruntime's own exceptions as Failed, with their first line."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, MemoryError) as error:

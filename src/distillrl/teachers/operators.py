@@ -62,7 +62,7 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
     return F.linear(a, b.T, bias) if beta == 1 and alpha == 1 else torch.addmm(bias, a, b, beta=beta, alpha=alpha)
 
 
-def _clamp(x: Tensor, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002  ATen's own names
+def _clamp(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return x if min is None and max is None else torch.clamp(x, min, max)
 
 

@@ -124,8 +124,8 @@ def _normalised(groups: dict[str, Group], normaliser: Normaliser | None, place: 
 
 def _names(body: list[nn.Module]) -> dict[str, nn.Module]:
     """Names that features are asked by: extractor, then linear1, hidden1, …"""
-    front = [m for m in body if isinstance(m, (NatureCNN, Combined, Own))]
-    return {**{"extractor": m for m in front}, **named([m for m in body if m not in front])}
+    front = [m for m in body[:1] if isinstance(m, (NatureCNN, Combined, Own))]
+    return {**dict(zip(("extractor",), front, strict=False)), **named(body[len(front) :])}
 
 
 def _normaliser(found: Found, options: Options) -> tuple[Normaliser | None, str]:

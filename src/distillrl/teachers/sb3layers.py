@@ -15,9 +15,11 @@ from distillrl.teachers.pickles import Global, Made
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
-    for kind in (nn.Tanh, nn.ReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Softplus, nn.Softsign)
-    + (nn.Hardtanh, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Identity)
-}
+    for kind in (
+        nn.Tanh, nn.ReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh,
+        nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Identity,
+    )
+}  # fmt: skip
 """The activations that a file may name: they take numbers as options and hold no code of the file's."""
 
 
@@ -75,6 +77,9 @@ def dense(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 class Renorm(nn.Module):
     """CrossQ's BatchRenorm as it acts (its running statistics): x · scale + shift, [..., F] → [..., F]."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()

@@ -154,7 +154,7 @@ def _squashed(facts: Facts, activation: Activation) -> Parts:
         if layers and isinstance(layers[-1], Renorm):
             last = layers.pop()
             assert isinstance(last, Renorm)
-            parts.out, parts.log_std = last.into(mean), last.into(parts.log_std)  # type: ignore[arg-type]  # a Linear
+            parts.out, parts.log_std = last.into(mean), last.into(parts.log_std)
     if not plain:
         clip = _number(facts, "clip_mean", 2.0)
         parts.out = nn.Sequential(parts.out, nn.Hardtanh(-clip, clip))
@@ -179,13 +179,13 @@ def _critics(facts: Facts, parts: Parts, activation: Activation, eps: float) -> 
     """Read critic.qf0, critic.qf1, … (in sb3-contrib before 1.? TQC had the same names)."""
     front, width = extractor(facts, ("critic.features_extractor.", "actor.features_extractor."))
     actions = facts.action.action(facts.where).dimensions
-    critics = []
+    critics: list[nn.Module] = []
     while facts.weights.any(f"critic.qf{len(critics)}."):
         critics.append(nn.Sequential(*stack(facts.weights, f"critic.qf{len(critics)}", width + actions, activation, open_end=True, eps=eps)))
     if not critics:
         parts.missing["value"] = "the file has no critic"
         return
-    sizes = {width_after(list(c), width + actions) for c in critics}
+    sizes = {width_after(list(c.children()), width + actions) for c in critics}
     if len(sizes) != 1:
         raise Failed(f"{facts.where}: its critics give different numbers of values ({sorted(sizes)})")
     actor = nn.Sequential(*parts.body, parts.out, nn.Tanh())

@@ -190,7 +190,7 @@ def _array(value: Made, where: str) -> Any:
 
 
 def _structured(value: Any) -> np.dtype[Any] | None:
-    """numpy's record type of a tree's nodes: named fields of plain numbers."""
+    """Numpy's record type of a tree's nodes: named fields of plain numbers."""
     state = getattr(value, "state", None)
     if not isinstance(value, Made) or value.name != "numpy.dtype" or not isinstance(state, tuple) or len(state) < 7 or not state[3]:
         return None
@@ -215,7 +215,7 @@ def _steps(root: Estimator) -> tuple[list[Estimator], Estimator]:
 
 
 def _scaling(steps: list[Estimator]) -> tuple[np.ndarray, np.ndarray] | None:
-    """x · scale + shift of all scalers together."""
+    """X · scale + shift of all scalers together."""
     scale, shift = np.ones(1), np.zeros(1)
     for step in steps:
         if step.kind == "StandardScaler":
@@ -356,7 +356,7 @@ def _depth(nodes: np.ndarray) -> int:
 def _tree(estimator: Estimator, width: int) -> tuple[np.ndarray, np.ndarray]:
     tree = estimator.attributes["tree_"]
     nodes, values = tree.attributes["nodes"], tree.attributes["values"]
-    if nodes.dtype.names is None or not len(nodes) or len(nodes) != len(values) or (nodes["left_child"] >= 0).any() and not (nodes["feature"][nodes["left_child"] >= 0] < width).all():
+    if nodes.dtype.names is None or not len(nodes) or len(nodes) != len(values) or ((nodes["left_child"] >= 0).any() and not (nodes["feature"][nodes["left_child"] >= 0] < width).all()):
         raise Failed("the file's tree is damaged: its nodes don't fit each other")
     if ((nodes["left_child"] >= 0) & ((nodes["feature"] < 0) | (nodes["right_child"] < 0))).any():
         raise Failed("the file's tree is damaged: a node lacks its feature or a child")

@@ -93,7 +93,7 @@ class Space:
             return spaces.Box(self.low, self.high, self.shape, np.dtype(self.dtype).type)
         if self.kind == "discrete":
             return spaces.Discrete(self.n, start=self.start)
-        return spaces.MultiDiscrete(self.nvec) if self.kind == "multidiscrete" else spaces.MultiBinary(list(self.shape))
+        return spaces.MultiDiscrete(list(self.nvec)) if self.kind == "multidiscrete" else spaces.MultiBinary(list(self.shape))
 
     def __str__(self) -> str:
         if self.kind == "dict":
@@ -154,8 +154,8 @@ def of_tree(value: Any, where: str, depth: int = 0) -> Space:
         shape = tuple(n) if isinstance(n, (list, tuple)) else (_int(n, where),) if not isinstance(n, Made) else tuple(int(v) for v in np.atleast_1d(pickles.array(n, where)))
         return _checked(replace(made, shape=shape), where)
     low, high = (pickles.array(state.get(key), where) for key in ("low", "high"))
-    shape = state.get("_shape", state.get("shape"))
-    return _checked(replace(made, shape=tuple(shape) if isinstance(shape, (list, tuple)) else low.shape, low=low, high=high), where)
+    said = state.get("_shape", state.get("shape"))
+    return _checked(replace(made, shape=tuple(said) if isinstance(said, (list, tuple)) else low.shape, low=low, high=high), where)
 
 
 def _parts(kind: str, spaces: Any, where: str, depth: int) -> Space:
@@ -181,10 +181,10 @@ def _int(value: Any, where: str) -> int:
 
 
 def _checked(space: Space, where: str) -> Space:
-    good = all(type(s) is int and 0 <= s for s in space.shape) and math.prod(space.shape) <= MAX_ENTRIES and space.dtype in _TYPES
+    good = all(type(s) is int and s >= 0 for s in space.shape) and math.prod(space.shape) <= MAX_ENTRIES and space.dtype in _TYPES
     if space.kind == "box":
         good = good and space.low is not None and space.high is not None and space.low.shape == space.high.shape == space.shape
-        good = good and space.low is not None and not (np.isnan(space.low).any() or np.isnan(space.high).any())
+        good = good and not any(bound is None or np.isnan(bound).any() for bound in (space.low, space.high))
     if space.kind == "discrete":
         good = good and 0 < space.n <= MAX_ENTRIES
     if space.kind == "multidiscrete":

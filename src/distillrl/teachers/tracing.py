@@ -27,7 +27,6 @@ from distillrl.teachers.graph import (
 )
 from distillrl.teachers.operators import OPERATORS
 
-
 TOLERANCE = 1e-5
 
 

@@ -161,7 +161,7 @@ class Writer:
         return self.tracer.call("squeeze", out[0], 0)
 
     def ranged(self, x: Ref, scale: Tensor, shift: Tensor) -> Ref:
-        """x · scale + shift."""
+        """X · scale + shift."""
         return self.tracer.call("add", self.tracer.call("mul", x, self.constant(scale.reshape(-1))), self.constant(shift.reshape(-1)))
 
     # ── the end ──

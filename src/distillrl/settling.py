@@ -1,0 +1,182 @@
+"""Before round 0: load the teacher, make the environment, hold them against each other, expand the method, try everything out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distillrl import artifact, envs, learn, methods, objectives, students, teachers, weights
+from distillrl import config as configuration
+from distillrl.actions import Gaussian
+from distillrl.config import Config, Phase
+from distillrl.dataset import Dataset
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import Misconfigured
+from distillrl.policies import ACTION, Policy
+from distillrl.records import Batch, Progress, Spec, over_states
+from distillrl.states import Drive
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that is settled before round 0."""
+
+    config: Config
+    options: EnvOptions
+    teacher: Policy
+    teacher_digest: str | None
+    teacher_bytes: int | None
+    spec: Spec
+    seen: frozenset[str]
+    """The observation groups that the student reads, and so are stored."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class State:
+    """Where a run stands; everything that a checkpoint holds."""
+
+    student: Any
+    drive: Drive
+    dataset: Dataset
+    gradient: learn.Gradient
+    progress: Progress = field(default_factory=Progress)
+    phase_round: int = 0
+    best: dict[str, Any] | None = None
+    """{"mean", "round", "tensors", "header"} of the best evaluated student."""
+    baseline: dict[str, float] = field(default_factory=dict)
+    """Mean returns of teacher and random policy on the selecting seeds."""
+    evaluations: int = 0
+    evaluation_steps: int = 0
+    evaluation_seconds: float = 0.0
+    next_evaluation: int = 0
+    seconds: float = 0.0
+    lines: int = 0
+    parts: int = 0
+    saved_steps: int = 0
+    ended: str = ""
+    reached: bool = False
+
+
+def settle(config: Config, teacher: Any, env: Any) -> Setup:
+    """Load the teacher, make the environment once, hold them against each other, expand the method."""
+    students.check(config.student)
+    source = teacher if teacher is not None else config.teacher
+    if source is None:
+        raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
+    wished = teachers.Options(format=config.format, model=config.model, sees=config.teacher_sees, env=config.env, vecnormalize=config.vecnormalize)
+    policy = None if callable(source) else teachers.load(source, wished)
+    target = env if env is not None else config.env or (policy.info.get("environment") if policy is not None else None)
+    if target is None:
+        raise Misconfigured("no environment was given, and the teacher's file names none: --env takes an id such as LunarLander-v3")
+    options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps)
+    spec, backend = environment(options, config.slots)
+    if policy is None:
+        policy = teachers.load(source, wished, spec)
+    if found := envs.differences(policy.spec, spec):
+        raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
+    phases = config.phase or methods.expand(config.method, policy.gives, spec)
+    if config.terms is not None:
+        phases = configuration.with_terms(phases, config.terms)
+    config = replace(config, phase=phases, terms=None, backend=backend, env=target if isinstance(target, str) else config.env)
+    size = Path(source).stat().st_size if isinstance(source, str | Path) and Path(source).is_file() else None
+    seen = frozenset(spec.observations)
+    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), size, spec, seen, tuple(policy.info.get("notes", ())))
+
+
+def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:
+    """The spec of an environment, and the backend that ``auto`` comes to for so many slots."""
+    vector = envs.make(options, envs.slots_of(options, slots), Seeds(0, "dry"))
+    try:
+        return vector.spec, vector.backend if vector.backend != "given" else options.backend
+    finally:
+        vector.close()
+
+
+def generator(seed: int, part: str) -> torch.Generator:
+    """A part's own generator: adding a part changes no other's numbers."""
+    mixed = sum(ord(c) * 31**i for i, c in enumerate(part)) % (1 << 31)
+    return torch.Generator().manual_seed((seed * 1_000_003 + mixed) % (1 << 63))
+
+
+def begin(setup: Setup) -> State:
+    config = setup.config
+    seeds = Seeds(config.seed, "train")
+    vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), seeds)
+    drive = Drive(vector, setup.spec, generator(config.seed, "drive"))
+    if config.init is not None:
+        header, tensors = artifact.load(Path(config.init))
+        student = students.build(header, tensors)
+        if found := envs.differences(student.spec, setup.spec):
+            raise Misconfigured(f"--init {config.init} does not fit: " + "; ".join(found))
+    else:
+        student = students.make(config.student, setup.spec, generator(config.seed, "student"), None)
+        drive.begin(setup.teacher, student)
+        head = _head(setup, drive)
+        if head is not None:
+            student = students.make(config.student, setup.spec, generator(config.seed, "student"), head)
+    drive.begin(setup.teacher, student)
+    return enter_phase(setup, State(student, drive, Dataset(), None), 0)  # type: ignore[arg-type]  # enter_phase makes the learner
+
+
+def _head(setup: Setup, drive: Drive) -> str | None:
+    """A tanh-squashed teacher gets a squashed student, so that their divergence is exact; else the space's own head."""
+    with torch.inference_mode():
+        prediction, _ = setup.teacher.act(drive.obs, drive.memory["teacher"], drive.starts, ACTION)
+    return "squashed" if isinstance(prediction.action, Gaussian) and prediction.action.squashed else None
+
+
+def enter_phase(setup: Setup, state: State, number: int) -> State:
+    """Make the learner of a phase, after its dry run."""
+    phase = setup.config.phase[number]
+    terms = make_terms(setup, state, phase, number)
+    state.gradient = learn.Gradient(
+        state.student,
+        terms,
+        lr=phase.lr,
+        batch=phase.batch,
+        updates=phase.updates,
+        average=phase.average,
+        train=phase.train,
+        generator=generator(setup.config.seed, f"learn{number}"),
+    )
+    state.dataset.keep = phase.keep
+    state.gradient.try_out(example_batch(setup, state, label_wants(terms)), state.progress)
+    return state
+
+
+def make_terms(setup: Setup, state: State, phase: Phase, number: int) -> list[learn.Term]:
+    made = []
+    for name, given in phase.terms.items():
+        options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+        weight = weights.parse(options.pop("weight", 1))
+        wants = objectives.wants(name, options, setup.spec.action.kind, setup.teacher.gives, state.student.gives)
+        example = example_batch(setup, state, _teacher_wants(wants))
+        with torch.inference_mode():
+            prediction, _ = state.student.act(example.obs, {}, None, ACTION)
+        loss = objectives.make(name, options, prediction, example, generator(setup.config.seed, f"{name}{number}"))
+        made.append(learn.Term(name, weight, loss, wants))
+    if not made:
+        raise Misconfigured(f"phase {number + 1} has no terms: name at least one objective, such as forward_kl")
+    return made
+
+
+def example_batch(setup: Setup, state: State, wants: frozenset[str]) -> Batch:
+    """The states at hand, labelled: what the dry run learns from."""
+    with torch.inference_mode():
+        label, _ = setup.teacher.act(state.drive.obs, state.drive.memory["teacher"], state.drive.starts, wants)
+    return Batch({k: v.clone() for k, v in state.drive.obs.items()}, over_states(torch.clone, label), progress=state.progress)
+
+
+def label_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:
+    return frozenset().union(*(_teacher_wants(t.wants) for t in terms)) | ACTION
+
+
+def _teacher_wants(wants: frozenset[str]) -> frozenset[str]:
+    """``teacher.features[pi]`` → ``features.pi``: an objective's words as a policy takes them."""
+    mine = {w.removeprefix("teacher.").replace("features[", "features.").rstrip("]") for w in wants if w.startswith("teacher.")}
+    return frozenset(mine) | ACTION

@@ -1,0 +1,350 @@
+"""Vectors of environments behind one face: gymnasium (one or two processes), EnvPool, or one that the user made.
+
+All step the same way (gymnasium's NEXT_STEP): the step after an episode's end ignores its action and only resets, so
+that the observation it ended with is seen once. Observations are dicts of arrays ``{group: [n, *shape]}``; a plain
+observation is the group ``obs``.
+
+With gymnasium every episode has a seed of its own, so an open episode can be replayed from its seed and actions. With
+EnvPool and users' vectors only the whole vector can be seeded, which the loop does every few rounds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+
+from distillrl.errors import Failed, Misconfigured, Missing, nearest
+from distillrl.records import Spec
+from distillrl.spaces import spec_of
+
+Observations = dict[str, np.ndarray]
+STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4}
+_STREAM_BITS, _COUNTER = 28, (1 << 28) - 1
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """Which environment and how it is stepped."""
+
+    id: Any = ""
+    """A gymnasium id, ``module:id``, a function that makes one, or a vector environment."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = "auto"
+    """auto, gymnasium (auto arranges it), gymnasium:1 or gymnasium:2 (that many processes), envpool."""
+    max_episode_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of one stream's episodes: disjoint between streams, none twice within a run."""
+
+    seed: int
+    stream: str = "train"
+
+    def __call__(self, index: int) -> int:
+        """The seed of episode ``index``, below 2³¹ (as ALE and EnvPool need)."""
+        offset = int(np.random.SeedSequence([self.seed, 7919]).generate_state(1)[0])
+        return (STREAMS[self.stream] << _STREAM_BITS) | ((offset + index) & _COUNTER)
+
+
+class Vector(Protocol):
+    """``n`` environments stepped in one call."""
+
+    spec: Spec
+    n: int
+    replayable: bool
+    """Whether an open episode comes back from its seed and its actions."""
+    backend: str
+
+    def reset(self) -> Observations:
+        """Begin the first episodes."""
+
+    def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
+        """Observations, reward [n] float, terminated [n], truncated [n]; slots that ended before only reset."""
+
+    def reseed(self, index: int) -> Observations:
+        """Start all slots anew from episode ``index`` of the stream on."""
+
+    def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
+        """Bring back open episodes: each slot's episode number, the actions played in it, whether it has ended."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+# ── gymnasium ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives every episode its own seed, and rests once its quota of episodes is played."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], seeds: Seeds, slot: int, n: int, quota: int | None) -> None:
+        super().__init__(env)
+        self.seeds, self.slot, self.n, self.quota = seeds, slot, n, quota
+        self.index, self.played = slot, -1
+        self.last: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.played += 1
+        if self.quota is not None and self.played >= self.quota:
+            return self.last, {}
+        self.last, _ = self.env.reset(seed=self.seeds(self.index))
+        self.index += self.n
+        return self.last, {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self.quota is not None and self.played >= self.quota:
+            return self.last, 0.0, False, False, {}
+        self.last, reward, terminated, truncated, _ = self.env.step(action)
+        return self.last, reward, terminated, truncated, {}
+
+
+class InProcess:
+    """gymnasium's SyncVectorEnv in this process, an own seed for each episode."""
+
+    replayable, backend = True, "gymnasium:1"
+
+    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Seeds, first: int, total: int, quotas: Sequence[int | None]) -> None:
+        def maker(i: int) -> Callable[[], Any]:
+            return lambda: _Seeded(makers[i](), seeds, first + i, total, quotas[i])
+
+        self.n, self.total, self.first = len(makers), total, first
+        self.vector = gymnasium.vector.SyncVectorEnv([maker(i) for i in range(self.n)], copy=False)
+        self.spec = spec_of(self.vector.single_observation_space, self.vector.single_action_space)
+
+    def reset(self) -> Observations:
+        """See Vector."""
+        return self.reseed(0)
+
+    def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
+        """See Vector."""
+        obs, reward, terminated, truncated, _ = self.vector.step(action)
+        return _as_groups(obs), reward, terminated, truncated
+
+    def reseed(self, index: int) -> Observations:
+        """See Vector."""
+        for i, env in enumerate(self.vector.envs):
+            env.index, env.played = index + self.first + i, -1
+        return _as_groups(self.vector.reset()[0])
+
+    def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
+        """See Vector."""
+        for env, number, played in zip(self.vector.envs, index, actions, strict=True):
+            env.index = int(number)
+            env.reset()
+            for action in played:
+                env.step(action)
+        # SyncVectorEnv has no public way to say which slots reset at the next step.
+        self.vector._autoreset_envs[:] = ended
+
+    def close(self) -> None:
+        """See Vector."""
+        self.vector.close()
+
+
+class TwoProcesses:
+    """The first half of the slots here, the second in a forked child: both cores step, one message each way a tick.
+
+    Arrays live in memory shared with the child. The child ends when its pipe closes, so also when this process is
+    killed.
+    """
+
+    replayable, backend = True, "gymnasium:2"
+
+    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Seeds, quotas: Sequence[int | None]) -> None:
+        self.n = len(makers)
+        half = self.n // 2
+        self.here = InProcess(makers[:half], seeds, 0, self.n, quotas[:half])
+        self.spec, self.half = self.here.spec, half
+        context = multiprocessing.get_context("fork")
+        self._layout = [(name, (self.n, *g.shape), np.dtype(g.dtype)) for name, g in self.spec.observations.items()]
+        self._obs = {name: _shared(context, shape, dtype) for name, shape, dtype in self._layout}
+        action = self.spec.action
+        self._action = _shared(context, (self.n, *action.shape), np.dtype(action.dtype))
+        self._reward = _shared(context, (self.n,), np.dtype(np.float64))
+        self._ended = _shared(context, (2, self.n), np.dtype(np.bool_))
+        self._pipe, other = context.Pipe()
+        self._child = context.Process(target=_child, args=(other, self._pipe, makers[half:], seeds, half, self.n, quotas[half:], self), daemon=True)
+        self._child.start()
+        other.close()
+
+    def reset(self) -> Observations:
+        """See Vector."""
+        return self.reseed(0)
+
+    def reseed(self, index: int) -> Observations:
+        """See Vector."""
+        self._send(("reseed", index))
+        self._keep(self.here.reseed(index))
+        self._receive()
+        return self._obs
+
+    def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
+        """See Vector."""
+        half = self.half
+        self._action[half:] = action[half:]
+        self._send(None)
+        obs, reward, terminated, truncated = self.here.step(action[:half])
+        self._keep(obs)
+        self._reward[:half], self._ended[0, :half], self._ended[1, :half] = reward, terminated, truncated
+        self._receive()
+        return self._obs, self._reward, self._ended[0], self._ended[1]
+
+    def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
+        """See Vector."""
+        half = self.half
+        self._send(("restore", list(index[half:]), list(actions[half:]), ended[half:]))
+        self.here.restore(index[:half], actions[:half], ended[:half])
+        self._receive()
+
+    def close(self) -> None:
+        """See Vector."""
+        self._pipe.close()
+        self._child.join(5)
+        self.here.close()
+
+    def _keep(self, obs: Observations) -> None:
+        for name, array in obs.items():
+            self._obs[name][: self.half] = array
+
+    def _send(self, message: tuple[Any, ...] | None) -> None:
+        try:
+            self._pipe.send_bytes(b"" if message is None else pickle.dumps(message))
+        except OSError:
+            raise Failed("the process that steps half of the environments has died (out of memory?); try --backend gymnasium:1") from None
+
+    def _receive(self) -> None:
+        try:
+            answer = self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            raise Failed("the process that steps half of the environments has died (out of memory?); try --backend gymnasium:1") from None
+        if answer:
+            raise Failed(f"the environment raised an error: {answer.decode(errors='replace')}")
+
+
+def _child(pipe: Connection, others: Connection, makers: Any, seeds: Seeds, first: int, total: int, quotas: Any, shared: TwoProcesses) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
+    others.close()  # else this end would never see the pipe close when the parent is killed
+    try:
+        mine = InProcess(makers, seeds, first, total, quotas)
+        while True:
+            message = pipe.recv_bytes()
+            if not message:
+                obs, shared._reward[first:], shared._ended[0, first:], shared._ended[1, first:] = mine.step(shared._action[first:])
+            else:
+                verb, *given = pickle.loads(message)  # our parent's own words
+                obs = getattr(mine, verb)(*given) or {}
+            for name, array in obs.items():
+                shared._obs[name][first:] = array
+            pipe.send_bytes(b"")
+    except (EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
+        pass
+    except Exception as error:  # the environment's own code may raise anything: it is told in the parent's words
+        pipe.send_bytes(f"{type(error).__name__}: {error} (in {traceback.extract_tb(error.__traceback__)[-1].name})".encode())
+    os._exit(0)  # skip the parent's exit handlers, which this fork inherited
+
+
+def _shared(context: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    count = int(np.prod(shape)) * dtype.itemsize
+    return np.frombuffer(context.RawArray("b", max(count, 1)), dtype=dtype, count=int(np.prod(shape))).reshape(shape)
+
+
+# ── EnvPool, and vectors that the user made ───────────────────────────────────────────────────────────────────────
+
+
+class EnvPool:
+    """EnvPool's C++ vector; each slot has its seed, later episodes go on from its generator."""
+
+    replayable, backend = False, "envpool"
+
+    def __init__(self, options: EnvOptions, n: int, seeds: Seeds) -> None:
+        try:
+            import envpool
+        except ImportError:
+            raise Missing("--backend envpool needs EnvPool: pip install 'distillrl[envpool]'") from None
+        known = envpool.list_all_envs()
+        if options.id not in known:
+            raise Misconfigured(f"EnvPool has no environment {options.id!r}{nearest(str(options.id), known)}")
+        self._make, self.options, self.n, self.seeds = envpool.make_gymnasium, options, n, seeds
+        self._create(0)
+        self.spec = spec_of(self.vector.observation_space, self.vector.action_space)
+
+    def _create(self, index: int) -> None:
+        extra = {} if self.options.max_episode_steps is None else {"max_episode_steps": self.options.max_episode_steps}
+        seeds = [self.seeds(index + i) for i in range(self.n)]
+        threads = min(self.n, os.cpu_count() or 1)
+        self.vector = self._make(self.options.id, num_envs=self.n, env_seed=seeds, num_threads=threads, **extra, **self.options.kwargs)
+
+    def reset(self) -> Observations:
+        """See Vector."""
+        return self.reseed(0)
+
+    def reseed(self, index: int) -> Observations:
+        """See Vector: EnvPool seeds only where it is made, which takes about a millisecond."""
+        self.vector.close()
+        self._create(index)
+        return _as_groups(self.vector.reset()[0])
+
+    def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
+        """See Vector."""
+        obs, reward, terminated, truncated, _ = self.vector.step(action)
+        return _as_groups(obs), reward, terminated, truncated
+
+    def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
+        """EnvPool can't: the loop reseeds where it resumes."""
+        raise AssertionError("not replayable")
+
+    def close(self) -> None:
+        """See Vector."""
+        self.vector.close()
+
+
+class Given:
+    """A gymnasium vector environment that the user made; it must reset by the step after an end (NEXT_STEP)."""
+
+    replayable, backend = False, "given"
+
+    def __init__(self, vector: gymnasium.vector.VectorEnv[Any, Any, Any], seeds: Seeds) -> None:
+        mode = vector.metadata.get("autoreset_mode", gymnasium.vector.AutoresetMode.NEXT_STEP)
+        if str(getattr(mode, "name", mode)).upper() != "NEXT_STEP":
+            raise Misconfigured(f"the vector environment resets by {mode}; make it with autoreset_mode=AutoresetMode.NEXT_STEP, gymnasium's default")
+        self.vector, self.n, self.seeds = vector, vector.num_envs, seeds
+        self.spec = spec_of(vector.single_observation_space, vector.single_action_space)
+
+    def reset(self) -> Observations:
+        """See Vector."""
+        return self.reseed(0)
+
+    def reseed(self, index: int) -> Observations:
+        """See Vector."""
+        return _as_groups(self.vector.reset(seed=[self.seeds(index + i) for i in range(self.n)])[0])
+
+    def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
+        """See Vector."""
+        obs, reward, terminated, truncated, _ = self.vector.step(action)
+        return _as_groups(obs), np.asarray(reward), terminated, truncated
+
+    def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
+        """A user's vector can't: the loop reseeds where it resumes."""
+        raise AssertionError("not replayable")
+
+    def close(self) -> None:
+        """The vector is its maker's: it is left open."""
+
+
+def _as_groups(obs: Any) -> Observations:
+    if isinstance(obs, Mapping):
+        return dict(obs)
+    if isinstance(obs, tuple):
+        return {str(i): array for i, array in enumerate(obs)}
+    return {"obs": obs}

@@ -1,0 +1,382 @@
+"""What a report rests on: traces, fidelity, disturbances, physics, robustness, generalisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from evidence_cases import SENSORS, Levels, Memoriser, Sides, linear, parity, sides, spec_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distillrl import evaluation, fidelity, generalisation, physics, robustness, teachers, traces
+from distillrl.actions import Categorical, Deterministic, Gaussian
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import Failed, Misconfigured
+from distillrl.perturbations import KINDS, Perturbed
+from distillrl.policies import ACTION
+from distillrl.records import Prediction
+from distillrl.traces import Trace
+
+SIDES = EnvOptions(Sides, {}, "gymnasium:1")
+
+
+def perturbed(policy, kind, level, scale=1.0, seed=0):
+    return Perturbed(policy, kind, level, {"obs": torch.full((SENSORS,), scale)}, torch.Generator().manual_seed(seed))
+
+
+def trace(student, teacher, episodes=2, reward=None):
+    """A trace of given predictions, the states shared out evenly over the episodes."""
+    count = len(student.mode)
+    length = count // episodes
+    return Trace(
+        "student", Prediction(teacher), Prediction(student), torch.arange(count * 2.0).reshape(count, 2), ("a", "b"), student.mode,
+        np.ones(count) if reward is None else reward, np.repeat(np.arange(episodes), length), np.tile(np.arange(length), episodes),
+        np.full(episodes, float(length)), np.full(episodes, length),
+    )  # fmt: skip
+
+
+# ── traces ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_trace_holds_the_episodes_that_evaluation_plays():
+    student, teacher, seeds = sides(1), sides(), Seeds(3, "verdict")
+    found = traces.record("student", teacher, student, SIDES, 7, seeds)
+    played = evaluation.play(student, SIDES, 7, seeds)
+    assert found.returns.tolist() == played.returns.tolist()
+    assert found.lengths.tolist() == played.lengths.tolist() == [20] * 7
+    assert found.states == 140
+    assert found.episode.tolist() == sorted(found.episode.tolist())
+    assert found.step.reshape(7, 20).tolist() == [list(range(20))] * 7
+    assert found.seen.shape == (140, SENSORS)
+
+
+def test_going_on_from_a_state_earns_what_was_earned_there():
+    teacher, seeds = sides(), Seeds(0, "verdict")
+    always = linear(Sides, np.zeros((2, SENSORS)), [0.0, 1.0])  # plays 1, right half of the time
+    found = traces.record("student", teacher, always, SIDES, 3, seeds)
+    state = 20 + 12
+    assert traces.from_there(always, found, state, SIDES, seeds)[0] == found.reward[32:40].sum()
+    gained, frame = traces.from_there(teacher, found, state, SIDES, seeds, pictures=True)
+    assert gained == 8
+    assert frame.shape == (40, 60, 3)
+    assert traces.as_jpeg(frame).startswith("data:image/jpeg;base64,")
+
+
+def test_an_episode_that_does_not_come_back_says_nothing():
+    seeds = Seeds(0, "verdict")
+    found = traces.record("student", sides(), sides(), SIDES, 2, seeds)
+    other = replace(found, reward=found.reward + 1)
+    assert traces.from_there(sides(), other, 5, SIDES, seeds) == (None, None)
+
+
+# ── fidelity ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_policy_differs_nowhere():
+    found = fidelity.measure(sides(), sides(), SIDES, 5)
+    for who in ("student", "teacher"):
+        states = found["states"][who]
+        assert states["agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+        assert abs(states["forward_kl"]["value"]) < 1e-6
+        assert states["distance"]["value"] == 0
+    assert found["calibration"]["ece"] == pytest.approx(0, abs=1e-6)
+    assert found["strange"] == []
+    assert found["first_divergence"]["never"] == 5
+    assert found["critical"]["agreement"]["value"] == 1
+    assert np.trace(np.array(found["actions"]["counts"])) == 100
+
+
+def test_divergences_by_hand():
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.75, 0.25], [0.9, 0.1]]).log()
+    found = fidelity.divergences(trace(Categorical(q), Categorical(p)))
+    forward = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert found["forward_kl"] == pytest.approx([forward, 0], abs=1e-6)
+    assert found["reverse_kl"] == pytest.approx([0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0], abs=1e-6)
+    assert found["distance"] == pytest.approx([0.25, 0], abs=1e-6)
+    m = (0.625, 0.375)
+    js = 0.5 * (0.5 * math.log(0.5 / m[0]) + 0.5 * math.log(0.5 / m[1]) + 0.75 * math.log(0.75 / m[0]) + 0.25 * math.log(0.25 / m[1]))
+    assert found["js"] == pytest.approx([js, 0], abs=1e-6)
+
+
+def test_numbers_are_compared_in_shares_of_their_range():
+    low, high = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 4.0])
+    mine = Gaussian(torch.tensor([[0.0, 1.0], [0.5, 2.0]]), torch.zeros(2, 2), low, high)
+    theirs = Gaussian(torch.tensor([[0.2, 1.0], [0.5, 2.0]]), torch.zeros(2, 2), low, high)
+    found = fidelity.divergences(trace(mine, theirs))
+    assert found["distance"] == pytest.approx([math.sqrt(0.1**2 / 2), 0], abs=1e-6)
+    assert found["action_mse"] == pytest.approx([0.02, 0], abs=1e-6)
+    assert found["forward_kl"] == pytest.approx([0.02, 0], abs=1e-6)
+    assert found["wasserstein"] == pytest.approx([0.1, 0], abs=1e-6)
+    assert fidelity.agrees(trace(mine, theirs)).tolist() == [False, True]
+
+
+def test_a_deterministic_teacher_has_no_divergence_but_is_agreed_with():
+    mine = Categorical(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    found = trace(mine, Deterministic(torch.tensor([0, 0])))
+    assert "forward_kl" not in fidelity.divergences(found)
+    assert fidelity.agrees(found).tolist() == [True, False]
+    assert fidelity.calibration(found)["bins"][0]["chosen"] == 0.5
+
+
+def test_calibration_by_hand():
+    # Sure of 0.9 where the teacher gives 0.6, and of 0.6 where it gives 0.6: gaps 0.3 and 0, half of the states each.
+    q, p = torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log(), torch.tensor([[0.6, 0.4], [0.6, 0.4]]).log()
+    found = fidelity.calibration(trace(Categorical(q), Categorical(p)))
+    assert found["ece"] == pytest.approx(0.15, abs=1e-6)
+    assert found["ece_choice"] == pytest.approx((0.1 + 0.4) / 2, abs=1e-6)
+
+
+def test_equal_gaussians_cover_each_other():
+    low, high = torch.tensor([-1.0]), torch.tensor([1.0])
+    same = Gaussian(torch.randn(100, 1, generator=torch.Generator().manual_seed(0)), torch.zeros(100, 1), low, high)
+    found = fidelity.calibration(trace(same, same))
+    assert found["ece"] == pytest.approx(0, abs=1e-5)
+    wide = fidelity.calibration(trace(replace(same, log_std=torch.ones(100, 1)), same))
+    assert all(row["inside"] > row["level"] for row in wide["levels"])
+
+
+def test_intervals_are_over_episodes_not_states():
+    # Two episodes, one all agreement and one none: whatever the number of states, nothing is known between 0 and 1.
+    mine = Categorical(torch.tensor([[1.0, 0.0]]).repeat(200, 1))
+    theirs = Categorical(torch.cat([torch.tensor([[1.0, 0.0]]).repeat(100, 1), torch.tensor([[0.0, 1.0]]).repeat(100, 1)]))
+    share = fidelity.on_states(trace(mine, theirs), None, 0)["agreement"]
+    assert share == {"value": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_where_they_differ_most_and_what_follows():
+    always = linear(Sides, np.zeros((2, SENSORS)), [0.0, 1.0])
+    found = fidelity.measure(always, sides(), SIDES, 4)
+    assert len(found["strange"]) == 4
+    for row in found["strange"]:
+        rest = row["length"] - row["step"]
+        assert row["teacher_from_there"] == rest
+        assert row["student_from_there"] < rest
+        assert row["picture"].startswith("data:image/jpeg")
+    assert len({row["episode"] for row in found["strange"]}) == 4
+    assert found["notes"] == []
+
+
+def test_a_vector_that_cannot_be_replayed_goes_without_what_follows():
+    vector = gymnasium.vector.SyncVectorEnv([Sides] * 3)
+    always = linear(Sides, np.zeros((2, SENSORS)), [0.0, 1.0])
+    found = fidelity.measure(always, sides(), EnvOptions(vector), 3)
+    assert all(row["teacher_from_there"] is None for row in found["strange"])
+    assert any("don't come back" in note for note in found["notes"])
+
+
+# ── disturbances ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "delay" not in k])
+def test_level_zero_changes_nothing(kind):
+    options, seeds = SIDES, Seeds(0, "verdict")
+    assert evaluation.play(perturbed(sides(), kind, 0), options, 4, seeds).returns.tolist() == [20.0] * 4
+
+
+@given(st.integers(0, 4), st.lists(st.tuples(st.integers(-9, 9), st.booleans()), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_a_delay_shows_what_came_k_steps_ago_or_the_episodes_first(k, steps):
+    class Echo:
+        gives, info, spec = ACTION, {}, spec_of(Sides)
+
+        def init(self, n):
+            return {}
+
+        def act(self, obs, memory, starts, wants=ACTION):
+            return Prediction(Deterministic(obs["obs"][:, 0])), memory
+
+    policy = perturbed(Echo(), "observation delay", k)
+    memory, episode = policy.init(1), []
+    for i, (value, new) in enumerate(steps):
+        begins = new or i == 0
+        episode = [value] if begins else [*episode, value]
+        prediction, memory = policy.act({"obs": torch.full((1, SENSORS), float(value))}, memory, torch.tensor([begins]))
+        assert prediction.action.value.item() == episode[max(0, len(episode) - 1 - k)]
+
+
+def test_an_action_delay_plays_what_was_chosen_before():
+    policy, memory = perturbed(sides(), "action delay", 1), {}
+    played = []
+    for value, start in ((1.0, True), (-1.0, False), (-1.0, False), (1.0, True)):
+        prediction, memory = policy.act({"obs": torch.full((1, SENSORS), value)}, memory, torch.tensor([start]))
+        played.append(int(prediction.action.mode))
+    assert played == [1, 1, 0, 1]
+
+
+def test_a_certainly_sticky_action_never_changes_within_an_episode():
+    policy, memory, played = perturbed(sides(), "sticky actions", 1.0), {}, []
+    for value, start in ((1.0, True), (-1.0, False), (-1.0, False), (-1.0, True), (1.0, False)):
+        prediction, memory = policy.act({"obs": torch.full((1, SENSORS), value)}, memory, torch.tensor([start]))
+        played.append(int(prediction.action.mode))
+    assert played == [1, 1, 1, 0, 0]
+
+
+def test_lost_sensors_read_zero():
+    policy = perturbed(sides(1), "sensor dropout", 1.0)
+    prediction, _ = policy.act({"obs": torch.ones(5, SENSORS)}, {}, torch.ones(5, dtype=torch.bool))
+    assert prediction.action.log_probs.exp().tolist() == [[0.5, 0.5]] * 5
+
+
+def test_the_worst_case_stays_within_reach_and_finds_it():
+    seen = {}
+    student = sides(SENSORS, 4.0)
+    original = student.act
+
+    def spy(obs, memory, starts, wants=ACTION):
+        seen["obs"] = obs["obs"].detach().clone()
+        return original(obs, memory, starts, wants)
+
+    student.act = spy
+    prediction, _ = perturbed(student, "worst case", 0.5, scale=2.0).act({"obs": torch.full((3, SENSORS), 0.9)}, {}, None)
+    assert prediction.action.mode.tolist() == [0, 0, 0]  # 0.9 − 0.5 · 2 is below 0
+    assert (seen["obs"] - 0.9).abs().max() <= 1.0 + 1e-5
+    assert seen["obs"].mean() == pytest.approx(-0.1, abs=1e-5)
+
+
+def test_an_attack_needs_no_gradient():
+    class Steps:
+        gives, info, spec = ACTION, {}, spec_of(Sides)
+
+        def init(self, n):
+            return {}
+
+        def act(self, obs, memory, starts, wants=ACTION):
+            return Prediction(Deterministic((obs["obs"].mean(-1) > 0).long())), memory
+
+    with torch.inference_mode():
+        prediction, _ = perturbed(Steps(), "worst case", 8.0).act({"obs": torch.full((64, SENSORS), 0.05)}, {}, None)
+    assert prediction.action.mode.float().mean() < 0.2
+
+
+def test_noise_on_an_image_stays_an_image():
+    class Pixels:
+        gives, info = ACTION, {}
+        spec = replace(spec_of(Sides), observations={"obs": replace(spec_of(Sides).observations["obs"], dtype="uint8", low=0.0, high=255.0)})
+
+        def init(self, n):
+            return {}
+
+        def act(self, obs, memory, starts, wants=ACTION):
+            assert obs["obs"].dtype == torch.uint8
+            return Prediction(Deterministic(obs["obs"].float().mean(-1).long())), memory
+
+    perturbed(Pixels(), "observation noise", 1.0, scale=300.0).act({"obs": torch.full((4, SENSORS), 255, dtype=torch.uint8)}, {}, None)
+
+
+def test_unknown_disturbances_and_half_steps_are_refused():
+    with pytest.raises(Misconfigured, match="did you mean 'sensor dropout'"):
+        perturbed(sides(), "sensor drop", 0.1)
+    with pytest.raises(Misconfigured, match="a number of steps"):
+        perturbed(sides(), "action delay", 1.5)
+
+
+# ── physics ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_physics_by_keyword_attribute_and_scale():
+    change = physics.Change("Sides", "flip", (-1.0,), 1.0, way="kwarg", target="flip")
+    turned = physics.changed(EnvOptions(Sides), change, -1.0)
+    assert evaluation.play(sides(), turned, 3, Seeds(0)).returns.tolist() == [20.0] * 3
+    pole = next(c for c in physics.PHYSICS if c.name == "pole mass")
+    env = physics.changed(EnvOptions("CartPole-v1"), pole, 0.4).id()
+    assert (env.unwrapped.masspole, env.unwrapped.total_mass, env.unwrapped.polemass_length) == (0.4, 1.4, 0.2)
+    scaled = physics.Change("CartPole*", "force", (2.0,), 1.0, way="scale", target="force_mag")
+    assert physics.changed(EnvOptions("CartPole-v1"), scaled, 2.0).id().unwrapped.force_mag == 20
+
+
+def test_an_attribute_that_is_not_there_is_named():
+    change = physics.Change("CartPole*", "wind", (1.0,), 0.0, target="wind_speed")
+    with pytest.raises(Misconfigured, match="wind_speed"):
+        physics.changed(EnvOptions("CartPole-v1"), change, 1.0).id()
+
+
+def test_the_table_finds_its_environments():
+    names = {c.name for c in physics.changes_for(EnvOptions("LunarLanderContinuous-v3"))}
+    assert names == {"gravity", "wind"}
+    assert physics.changes_for(EnvOptions("LunarLander-v3", backend="envpool")) == ()
+
+
+def test_a_users_rows_are_read_and_stand_in_for_ours(tmp_path):
+    path = tmp_path / "physics.toml"
+    path.write_text('[[change]]\nenv = "CartPole*"\nname = "gravity"\nattribute = "gravity"\nusual = 9.8\nvalues = [1, 2]\n')
+    rows = {c.name: c for c in physics.changes_for(EnvOptions("CartPole-v1"), physics.read(path))}
+    assert rows["gravity"].values == (1.0, 2.0)
+    assert "pole mass" in rows
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[change]]\nenv = 'A'\nname = 'x'\nattribut = 'y'\nvalues = [1]", "did you mean 'attribute'"),
+        ("[[change]]\nenv = 'A'\nname = 'x'\nvalues = [1]", "exactly one of kwarg, attribute and scale"),
+        ("[[change]]\nenv = 'A'\nname = 'x'\nscale = 'y'\nvalues = []", "finite numbers"),
+        ("[[change]]\nname = 'x'\nscale = 'y'\nvalues = [1]", "env"),
+        ("change = 1", r"tables \[\[change\]\]"),
+        ("[[", "not TOML"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, text, says):
+    path = tmp_path / "physics.toml"
+    path.write_text(text)
+    with pytest.raises(Misconfigured, match=says):
+        physics.read(path)
+    with pytest.raises(Failed, match="can't be read"):
+        physics.read(tmp_path / "none.toml")
+
+
+# ── robustness and generalisation ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_student_that_looks_at_one_sensor_is_more_brittle_than_its_teacher():
+    levels = {"sensor dropout": (0.3,), "observation noise": (0.2,)}
+    found = robustness.measure(sides(1), sides(), SIDES, episodes=20, levels=levels, random_mean=10.0)
+    curves = {c["name"]: c for c in found["curves"]}
+    assert curves["sensor dropout"]["brittle"]
+    assert "More brittle than its teacher under sensor dropout: at 0.3" in curves["sensor dropout"]["sentence"]
+    assert not curves["observation noise"]["brittle"]
+    assert [p["level"] for p in curves["sensor dropout"]["points"]] == [0.0, 0.3]
+    assert found["scale"] == 10.0
+
+
+def test_a_policy_is_not_more_brittle_than_itself():
+    found = robustness.measure(sides(), sides(), SIDES, episodes=20, random_mean=10.0)
+    assert {c["name"] for c in found["curves"]} == set(KINDS)
+    assert not any(c["brittle"] for c in found["curves"])
+    delayed = next(c for c in found["curves"] if c["name"] == "action delay")
+    assert delayed["points"][1]["teacher"]["value"] < 15  # a late action is a guess
+    assert found["left_out"] == []
+
+
+def test_time_that_runs_out_leaves_out_and_says_what():
+    found = robustness.measure(sides(), sides(), SIDES, episodes=2, seconds=0.0)
+    assert len(found["curves"]) == 1
+    assert "sticky actions 0.5" in found["left_out"]
+
+
+def test_physics_that_breaks_the_environment_is_a_note():
+    change = physics.Change("Sides", "nothing", (1.0,), 0.0, target="nothing_here")
+    found = robustness.measure(sides(), sides(), SIDES, episodes=2, levels={}, physics=(change,))
+    assert found["curves"] == []
+    assert "nothing at 1 was not measured" in found["notes"][0]
+
+
+def test_the_scale_of_each_number_is_measured():
+    scale = robustness.observation_scale(sides(), SIDES, 0)
+    assert scale["obs"].numpy() == pytest.approx(np.ones(SENSORS), abs=0.05)
+
+
+def test_a_memoriser_of_ten_levels_is_overfitted_and_its_teacher_is_not():
+    seen, unseen = EnvOptions(Levels, {"levels": 10}, "gymnasium:1"), EnvOptions(Levels, {}, "gymnasium:1")
+    spec = spec_of(Levels)
+    teacher = teachers.load(parity, teachers.Options(), spec)
+    found = generalisation.measure(Memoriser(spec, 10), teacher, seen, unseen, episodes=60, random_mean=5.0)
+    assert found["overfitted"]
+    assert 0.7 < found["gap"]["value"] < 1.3
+    same = generalisation.measure(teacher, teacher, seen, unseen, episodes=20, random_mean=5.0)
+    assert not same["overfitted"]
+    assert same["sentence"] is None
