@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--sb3", default=str(Path(__file__).parents[2] / "venvs" / "sb3" / "bin" / "python"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    states, episodes = (1000, 3) if given.quick else (10_000, 50)
+    states, episodes = (1000, 3) if given.quick else (10_000, 30)
     with tempfile.TemporaryDirectory() as folder:
         table = latency.measure(3 if given.quick else 30, given.sb3)
         node = latency.node_latency(5)

@@ -95,7 +95,9 @@ def measure(run: Path, family: str) -> None:
     folder = runs.Folder.open(run)
     settled = folder.read_config()
     known = json.loads((run / runs.VERDICT).read_text())
-    found = evaluation.evaluate(str(folder.student), settled.env, settled.teacher, episodes=settled.verdict_episodes, seed=settled.seed)
+    found = evaluation.evaluate(
+        str(folder.student), settled.env, settled.teacher, episodes=settled.verdict_episodes, seed=settled.seed, backend=settled.backend
+    )
     keep = ("agreement", "retention", "difference", "notes", "teacher", "student", "random", "evaluation_steps", "evaluation_seconds")
     (run / runs.VERDICT).write_text(json.dumps({**known, **{k: found[k] for k in keep}, "student_family": family}))
     folder.write_config(config.with_changes(settled, {"student": family}))
@@ -109,18 +111,19 @@ def lunar(out: Path, teacher: str, env: str, **options: object) -> Path:
     return out
 
 
-def make(root: Path, wanted: Mapping[str, bool], full: bool) -> list[Path]:
+def make(root: Path, wanted: Mapping[str, bool], full: bool, backend: str) -> list[Path]:
     """The runs and their pages."""
     how = "full" if full else "quick"
     made = []
+    discrete, continuous = ("ppo_lunar.zip", "LunarLander-v3"), ("ppo_lunarc.zip", "LunarLanderContinuous-v3")
     if wanted["good"]:
-        made.append(report(lunar(root / "good", "ppo_lunar.zip", "LunarLander-v3"), measure=how))
+        made.append(report(lunar(root / "good", *discrete, backend=backend), measure=how))
     if wanted["continuous"]:
-        made.append(report(lunar(root / "continuous", "ppo_lunarc.zip", "LunarLanderContinuous-v3"), measure=how))
+        made.append(report(lunar(root / "continuous", *continuous, backend=backend), measure=how))
     if wanted["undertrained"]:
-        made.append(report(lunar(root / "undertrained", "ppo_lunar.zip", "LunarLander-v3", rounds=2, until="none"), measure=how))
+        made.append(report(lunar(root / "undertrained", *discrete, rounds=2, until="none", backend=backend), measure=how))
     if wanted["brittle"]:
-        brittle(lunar(root / "good", "ppo_lunar.zip", "LunarLander-v3"), root / "brittle")
+        brittle(lunar(root / "good", *discrete, backend=backend), root / "brittle")
         made.append(report(root / "brittle", measure=how))
     if wanted["overfitted"]:
         folder = root / "overfitted"
@@ -143,7 +146,9 @@ def shoot(pages: list[Path], out: Path) -> None:
         for page in pages:
             name = page.parent.name if page.name == "report.html" else page.stem
             for look, width, scheme in (("light", 1400, "light"), ("dark", 1400, "dark"), ("phone", 360, "light")):
-                context = browser.new_context(viewport={"width": width, "height": 1000 if width > 400 else 780}, color_scheme=scheme, offline=True)
+                context = browser.new_context(
+                    viewport={"width": width, "height": 1000 if width > 400 else 780}, color_scheme=scheme, offline=True
+                )
                 tab = context.new_page()
                 tab.goto(page.resolve().as_uri())
                 tab.screenshot(path=out / f"{name}-{look}.png", full_page=False)
@@ -156,11 +161,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="where the runs go")
     parser.add_argument("--only", default=",".join(names), help="some of " + ",".join(names))
+    parser.add_argument(
+        "--backend", default="auto", help="as for distillrl distill; envpool is fastest, but its episodes can't be replayed"
+    )
     parser.add_argument("--quick", action="store_true", help="measure quickly")
     parser.add_argument("--shots", type=Path, help="where the screenshots go")
     given = parser.parse_args()
     chosen = given.only.split(",")
-    pages = make(given.out, {n: n in chosen for n in names}, not given.quick)
+    pages = make(given.out, {n: n in chosen for n in names}, not given.quick, given.backend)
     for page in pages:
         print(page)
     if given.shots:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the genuine files that the tests of the other teacher formats read, each written by its own library.
+r"""Make the genuine files that the tests of the other teacher formats read, each written by its own library.
 
 Every network is tiny and its weights are random, its normalisers' statistics too. What the library itself says of
 recorded observations is kept beside each file; the tests compare distillrl with these records and need none of the
@@ -74,10 +74,12 @@ def shaken(module: nn.Module, scale: float = 0.5) -> nn.Module:
 
 
 def states(*shape: int, seed: int = 3) -> torch.Tensor:
+    """Recorded observations."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 1.5
 
 
 def starts() -> np.ndarray:
+    """Where episodes begin: at first, and once in the middle of the second environment."""
     made = np.zeros((T, ENVS), bool)
     made[0] = True
     made[4, 1] = True
@@ -101,6 +103,7 @@ class Mlp(nn.Module):
         self.outputs = outputs
 
     def forward(self, obs: torch.Tensor) -> Any:
+        """See the class."""
         latent = self.body(torch.clamp((obs - self.mean) / (self.std + 0.01), -5.0, 5.0))
         out = self.head(latent)
         if self.outputs == "action_value":
@@ -119,6 +122,7 @@ class Cnn(nn.Module):
         self.head = nn.Linear(4 * 3 * 3, 4)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """See the class."""
         return self.head(self.cnn(obs / 255.0))
 
 
@@ -130,6 +134,7 @@ class Skip(nn.Module):
         self.a, self.b, self.norm, self.out = nn.Linear(OBS, 8), nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8 + OBS, ACT)
 
     def forward(self, obs: torch.Tensor, command: torch.Tensor) -> torch.Tensor:
+        """See the class."""
         mixed = self.norm(torch.nn.functional.gelu(self.a(obs)) * torch.sigmoid(self.b(command)))
         return self.out(torch.cat([mixed, obs], -1))
 
@@ -142,11 +147,13 @@ class Gru(nn.Module):
         self.rnn, self.out = nn.GRU(OBS, 5, 2), nn.Linear(5, ACT)
 
     def forward(self, obs: torch.Tensor, h_in: torch.Tensor) -> Any:
+        """See the class."""
         x, h = self.rnn(obs.unsqueeze(0), h_in)
         return self.out(x.squeeze(0)), h
 
 
 def to_onnx(module: nn.Module, place: Path, inputs: tuple[torch.Tensor, ...], names: list[str], outputs: list[str], dynamo: bool = False, **options: Any) -> Path:
+    """Export one module."""
     file = place / "policy.onnx"
     torch.onnx.export(module.eval(), inputs, str(file), input_names=names, output_names=outputs, dynamo=dynamo, **options)
     return file
@@ -162,6 +169,7 @@ def rows(file: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def make_onnx() -> None:
+    """Torch's exports, old and new."""
     x = states(N, OBS)
     for name, kind, outputs, options in (
         ("onnx_mlp", "tanh", ["actions"], {}),
@@ -191,15 +199,17 @@ def make_onnx() -> None:
 
 
 def make_onnx_gru() -> None:
+    """Memory as input and output, played one environment at a time."""
     place, model = folder("onnx_gru"), shaken(Gru())
     file = to_onnx(model, place, (torch.zeros(1, OBS), torch.zeros(2, 1, 5)), ["obs", "h_in"], ["actions", "h_out"])
     import onnxruntime
 
     session, x, begin = onnxruntime.InferenceSession(str(file)), states(T, ENVS, OBS), starts()
-    actions = np.zeros((T, ENVS, ACT), np.float32)
+    actions, h = np.zeros((T, ENVS, ACT), np.float32), np.zeros((2, 1, 5), np.float32)
     for e in range(ENVS):
         for t in range(T):
-            h = np.zeros((2, 1, 5), np.float32) if begin[t, e] else h
+            if begin[t, e]:
+                h = np.zeros((2, 1, 5), np.float32)
             actions[t, e], h = (lambda r: (r[0][0], r[1]))(session.run(None, {"obs": x[t, e : e + 1].numpy(), "h_in": h}))
     keep(place, ["torch", "onnx"], "box", {"obs": x, "actions": actions, "starts": begin})
 
@@ -230,6 +240,7 @@ def make_onnx_runtime() -> None:
 
 
 def make_torchscript() -> None:
+    """Scripted and traced modules."""
     x = states(N, OBS)
     for name, kind, activation in (("script_mlp", "action", nn.SiLU), ("script_gaussian", "gaussian", nn.GELU), ("script_tanh", "tanh", nn.LeakyReLU)):
         place, model = folder(name), shaken(Mlp(kind, activation)).eval()
@@ -242,6 +253,7 @@ def make_torchscript() -> None:
 
 
 def make_export() -> None:
+    """torch.export, with a batch of one and a free one."""
     x = states(N, OBS)
     for name, dynamic in (("export_mlp", False), ("export_dynamic", True)):
         place, model = folder(name), shaken(Mlp("action_value", nn.Mish)).eval()
@@ -310,6 +322,7 @@ def make_rsl_rl() -> None:
 
 
 def make_skrl() -> None:
+    """PPO's own save."""
     import gymnasium as gym
     from skrl.agents.torch.ppo import PPO, PPO_CFG
     from skrl.memories.torch import RandomMemory
@@ -351,6 +364,7 @@ def make_skrl() -> None:
 
 
 def make_tianshou() -> None:
+    """State dicts of policies."""
     import gymnasium as gym
     from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
     from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
@@ -390,6 +404,7 @@ def make_tianshou() -> None:
 
 
 def make_rl_games() -> None:
+    """A checkpoint as rl_games' agents write it."""
     from rl_games.algos_torch.models import ModelA2CContinuousLogStd
     from rl_games.algos_torch.network_builder import A2CBuilder
 
@@ -412,6 +427,7 @@ def make_rl_games() -> None:
 
 
 def make_safetensors() -> None:
+    """A bare Sequential."""
     from safetensors.torch import save_file
 
     model = nn.ModuleDict({"actor": nn.Sequential(nn.Linear(OBS, 8), nn.Tanh(), nn.Linear(8, ACT))})
@@ -425,6 +441,7 @@ def make_safetensors() -> None:
 
 
 def make_d3rlpy() -> None:
+    """save() of ten algorithms."""
     import d3rlpy
 
     x = states(N, OBS).numpy()
@@ -457,6 +474,7 @@ def make_d3rlpy() -> None:
 
 
 def make_sklearn() -> None:
+    """Skops and pickle."""
     import skops.io
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -477,8 +495,9 @@ def make_sklearn() -> None:
         "logistic": (LogisticRegression(max_iter=20), labels),
         "ridge": (Ridge(), y),
     }
-    import joblib
     import pickle
+
+    import joblib
 
     for name, (model, target) in made.items():
         model.fit(x, target)
@@ -495,6 +514,7 @@ def make_sklearn() -> None:
 
 
 def make_keras() -> None:
+    """Sequential and functional models."""
     import keras
     from keras import layers
 
@@ -527,6 +547,7 @@ def pack(path: Path) -> None:
 
 
 def make_sbx() -> None:
+    """SB3 in Jax."""
     import gymnasium as gym
     import jax
     import sbx
@@ -562,6 +583,7 @@ def make_sbx() -> None:
 
 
 def make_brax() -> None:
+    """save_params of PPO's and SAC's networks."""
     import jax
     from brax.io import model as brax_model
     from brax.training.acme import running_statistics, specs
@@ -576,11 +598,11 @@ def make_brax() -> None:
         keys = jax.random.split(jax.random.PRNGKey(0), 50)
         normal = running_statistics.init_state(specs.Array((OBS,), np.dtype("float32")))
         normal = running_statistics.update(normal, np.abs(states(64, OBS, seed=8).numpy()) * 2)
-        policy = jax.tree_util.tree_map(lambda p: p + 0.2 * jax.random.normal(keys[3], p.shape), networks.policy_network.init(keys[0]))
+        policy = jax.tree_util.tree_map(lambda p, key=keys[3]: p + 0.2 * jax.random.normal(key, p.shape), networks.policy_network.init(keys[0]))
         params = (normal, policy, networks.value_network.init(keys[1])) if name == "ppo" else (normal, policy)
         place = folder(f"brax_{name}")
         brax_model.save_params(str(place / "params"), params)
-        inference = (module.make_inference_fn(networks))(params if name == "ppo" else params, deterministic=True)
+        inference = module.make_inference_fn(networks)(params, deterministic=True)
         actions = inference(x, keys[2])[0]
         record = {"obs": x, "actions": actions}
         if name == "ppo":

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# ruff: noqa: C408 — options are written as the keyword arguments that they become
 """Make the genuine stable-baselines3 and sb3-contrib files that the tests of `teachers/` read.
 
 Every file is written by the library's own `save`, from a model of 4 to 8 units whose weights, biases, log standard
@@ -94,6 +95,7 @@ class Sampled(gymnasium.Env):
         self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
@@ -101,6 +103,7 @@ class Sampled(gymnasium.Env):
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Pay the sum of the action."""
         self.steps += 1
         return self.observation_space.sample(), float(np.sum(action)), self.steps == 5, False, {}
 
@@ -153,6 +156,7 @@ class Wave(nn.Module):
     """An activation that no library knows."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A sine."""
         return torch.sin(2 * x)
 
 
@@ -165,6 +169,7 @@ class Product(BaseFeaturesExtractor):
         self.right = nn.Linear(observation_space.shape[0], features_dim)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """The product of two linear maps."""
         return self.left(observations) * self.right(observations)
 
 
@@ -567,10 +572,12 @@ class Remember(stable_baselines3.common.vec_env.VecEnvWrapper):
     """Keeps the last observations as the environments gave them."""
 
     def reset(self) -> Any:
+        """Begin episodes everywhere."""
         self.last = self.venv.reset().copy()
         return self.last.copy()
 
     def step_wait(self) -> Any:
+        """Step everywhere."""
         obs, reward, done, info = self.venv.step_wait()
         self.last = obs.copy()
         return obs, reward, done, info

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# ruff: noqa: C408 — options are written as the keyword arguments that they become
 """Train real teachers with stable-baselines3, for the acceptance bench.
 
 The bench must meet policies that nobody tuned distillrl on: other seeds, other algorithms, other
@@ -66,6 +67,7 @@ class Linear:
     start: float
 
     def __call__(self, remaining: float) -> float:
+        """The learning rate, where `remaining` of 1 is still to come."""
         return remaining * self.start
 
 
@@ -369,9 +371,7 @@ def train_many(jobs: list[Job], out: Path, workers: int) -> int:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         log = out / "logs" / f"{job.algo}-{job.env}.log"
         with log.open("w") as stream:
-            done = subprocess.run(
-                command, check=False, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | threads
-            )
+            done = subprocess.run(command, check=False, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | threads)
         score = out / job.algo / job.env / "score.json"
         print(line(json.loads(score.read_text())) if done.returncode == 0 else f"{job} failed, see {log}", flush=True)
         return done.returncode == 0
@@ -400,17 +400,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--algo", help="train one teacher with this algorithm (with --env)")
-    which.add_argument(
-        "--jobs", type=Path, help="train the teachers of this file, a line each: ALGO ENV [SEED [SECONDS]]"
-    )
+    which.add_argument("--jobs", type=Path, help="train the teachers of this file, a line each: ALGO ENV [SEED [SECONDS]]")
     which.add_argument("--all", action="store_true", help="train every teacher of --list")
     which.add_argument("--list", action="store_true", help="print what can be trained, and end")
     parser.add_argument("--env", help="the environment's id, with --algo")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=540, help="wall-clock limit of one training (default: 540)")
-    parser.add_argument(
-        "--envpool", action="store_true", help="step the Box2D environments of PPO and A2C with EnvPool"
-    )
+    parser.add_argument("--envpool", action="store_true", help="step the Box2D environments of PPO and A2C with EnvPool")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time, one thread each (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("zoo_extra"), help="where the folders go (default: zoo_extra)")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ class Sides(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (SENSORS,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # gymnasium's own way
+    metadata = {"render_modes": ["rgb_array"]}  # gymnasium's own way
 
     def __init__(self, flip=1.0, render_mode=None):
         self.flip, self.render_mode = flip, render_mode
@@ -73,7 +73,9 @@ class Memoriser:
 
     def __init__(self, spec, levels):
         self.spec = spec
-        self.known = torch.stack([torch.tensor(np.random.default_rng(i).normal(size=8).clip(-4, 4).astype(np.float32)) for i in range(levels)])
+        self.known = torch.stack(
+            [torch.tensor(np.random.default_rng(i).normal(size=8).clip(-4, 4).astype(np.float32)) for i in range(levels)]
+        )
 
     def init(self, n):
         return {}

@@ -8,10 +8,12 @@ from torch import nn
 
 from distillrl import students
 from distillrl.actions import Head
+from distillrl.filters import Choose, Clip
 from distillrl.records import ActionSpace, Group, Spec
-from distillrl.senses import ChannelsFirst, Normalise, OneHot, RemainingTime, Scale, Sense, Stack
+from distillrl.senses import ChannelsFirst, Normalise, OneHot, Scale, Sense, Stack
 from distillrl.students.networks import Network
 from distillrl.teachers.recurrence import Recurrent
+from distillrl.wrapping import First, Join, RemainingTime
 
 BOX = ActionSpace("box", (3,), low=(-1.0, -2.0, -np.inf), high=(1.0, 0.5, np.inf), dtype="float32")
 BOUNDED = ActionSpace("box", (2, 2), low=(-1.0, -2.0, 0.0, -3.0), high=(1.0, 0.5, 0.25, 3.0), dtype="float64")
@@ -62,6 +64,12 @@ def several() -> Network:
     }
     steps = [OneHot({"switch": (3,), "also": (4, 2)}), Scale({"image": 255.0})]
     return made(observations, steps, [nn.Linear(12 + 3 + 6 + 3 + 4, 9), nn.SiLU()], nn.Linear(9, 4))
+
+
+def filtered() -> Network:
+    groups = {"goal": Group((2,), "float32"), "state": Group((6,), "float32")}
+    steps = [Choose("state", [4, 0, 1, 5]), First("state", 2, 5), Clip(1.5, ["goal"]), Join(["state", "goal"], "both")]
+    return made(groups, steps, [nn.Linear(7, 9), nn.Tanh()], nn.Linear(9, 4))
 
 
 def remembering() -> Network:
@@ -132,6 +140,7 @@ CASES = {
     "taxi": lambda: mlp("mlp:16", ActionSpace("discrete", n=6), {"obs": Group((), "int64", (500,))}),
     "normalised": normalised,
     "several": several,
+    "filtered": filtered,
     "remembering": remembering,
     "frames": frames,
     "lstm": lstm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from distillrl.records import ActionSpace, Group, Spec
 from distillrl.teachers import Options, load
 
 DATA = Path(__file__).parent / "data" / "formats"
-BOUNDS = {"sbx": (-2.0, 3.0), "d3rlpy_sac": (-2.0, 3.0), "d3rlpy": (-1.0, 1.0), "brax": (-1.0, 1.0), "rl_games": (-1.0, 1.0), "rllib": (-1.0, 1.0)}
+BOUNDS = {"sbx": (-2.0, 3.0), "d3rlpy_sac": (-2.0, 3.0), "d3rlpy": (-1.0, 1.0), "brax": (-1.0, 1.0), "rl_games": (-math.inf, math.inf), "rllib": (-1.0, 1.0)}
 """Bounds of the environment that a folder's teacher was made for; elsewhere ±100, so that nothing is clipped."""
 
 

@@ -22,7 +22,6 @@ from distillrl import config as configuration
 from distillrl import distillation
 from distillrl.config import Config, Phase
 from distillrl.errors import Failed, Misconfigured, Missing
-from distillrl.methods import METHODS
 
 
 class Corridor(gymnasium.Env):
@@ -81,7 +80,7 @@ def run(tmp_path, kind="discrete", name="r", teacher=None, **changes):
 
 
 @pytest.mark.parametrize("kind", ["discrete", "box", "multidiscrete", "multibinary"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", ["auto", "behaviour-cloning", "dagger", "on-policy", "policy-distillation"])  # the others: test_methods.py
 def test_every_method_solves_a_trivial_environment_with_every_kind_of_action(tmp_path, kind, method):
     teacher = steer(kind)
     if kind == "box" and method == "policy-distillation":

@@ -13,7 +13,7 @@ from evidence_cases import SENSORS, Levels, Memoriser, Sides, linear, parity, si
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillrl import evaluation, fidelity, generalisation, physics, robustness, teachers, traces
+from distillrl import costs, evaluation, fidelity, generalisation, physics, robustness, teachers, traces
 from distillrl.actions import Categorical, Deterministic, Gaussian
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
@@ -256,7 +256,9 @@ def test_an_attack_needs_no_gradient():
 def test_noise_on_an_image_stays_an_image():
     class Pixels:
         gives, info = ACTION, {}
-        spec = replace(spec_of(Sides), observations={"obs": replace(spec_of(Sides).observations["obs"], dtype="uint8", low=0.0, high=255.0)})
+        spec = replace(
+            spec_of(Sides), observations={"obs": replace(spec_of(Sides).observations["obs"], dtype="uint8", low=0.0, high=255.0)}
+        )
 
         def init(self, n):
             return {}
@@ -266,6 +268,14 @@ def test_noise_on_an_image_stays_an_image():
             return Prediction(Deterministic(obs["obs"].float().mean(-1).long())), memory
 
     perturbed(Pixels(), "observation noise", 1.0, scale=300.0).act({"obs": torch.full((4, SENSORS), 255, dtype=torch.uint8)}, {}, None)
+
+
+def test_bounds_that_are_not_true_clip_nothing():
+    student = sides()
+    student.spec = replace(student.spec, observations={"obs": replace(student.spec.observations["obs"], low=0.0, high=1.0)})
+    for kind in ("observation noise", "worst case"):
+        prediction, _ = perturbed(student, kind, 0.01).act({"obs": torch.full((2, SENSORS), -3.0)}, {}, None)
+        assert prediction.action.logits[:, 1].tolist() == pytest.approx([-12, -12], rel=0.02)
 
 
 def test_unknown_disturbances_and_half_steps_are_refused():
@@ -380,3 +390,20 @@ def test_a_memoriser_of_ten_levels_is_overfitted_and_its_teacher_is_not():
     same = generalisation.measure(teacher, teacher, seen, unseen, episodes=20, random_mean=5.0)
     assert not same["overfitted"]
     assert same["sentence"] is None
+
+
+# ── cost ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_multiply_adds_by_hand():
+    assert costs.multiply_adds(sides()) == SENSORS * 2
+    from distillrl import students
+
+    wide = students.make("mlp:16x8", spec_of(Sides), torch.Generator().manual_seed(0))
+    assert costs.multiply_adds(wide) == SENSORS * 16 + 16 * 8 + 8 * 2
+
+
+def test_latencies_are_in_order():
+    found = costs.measure(sides(), seconds=0.02)["latency_us"]
+    assert list(found) == ["1", "64", "1024"]
+    assert all(0 < row["min"] <= row["p50"] <= row["p99"] for row in found.values())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from distillrl.errors import Misconfigured
+from distillrl.filters import Noise
 from distillrl.targets import plan as steps
 from distillrl.targets import running
 from distillrl.targets.c_kernels import RATIONAL
@@ -77,6 +78,8 @@ def test_what_cannot_be_carried_is_refused_and_says_which_target_can():
         trace(made(vector(3), [], [nn.Linear(3, 3), Odd()], nn.Linear(3, 4)))
     with pytest.raises(Misconfigured, match="this policy \\(Odd\\)"):
         trace(Odd())
+    with pytest.raises(Misconfigured, match=r"the sense's step 0 \(noise\) can't be exported as code"):
+        trace(made(vector(3), [Noise(0.1, ["obs"])], [], nn.Linear(3, 4)))
     broken = made(vector(3), [], [], nn.Linear(3, 4))
     with torch.no_grad():
         broken.out.weight[0, 0] = float("nan")

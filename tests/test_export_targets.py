@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import resource
@@ -14,8 +15,9 @@ import pytest
 import torch
 from export_cases import BOX, CASES, MEMORY, differences, mlp, observations
 
-from distillrl import exporting
+from distillrl import exporting, parity
 from distillrl.errors import Misconfigured
+from distillrl.students.networks import Network
 
 RUNTIMES = {"js": "node", "c": "gcc", "compiled": "gcc"}
 
@@ -238,3 +240,90 @@ def test_the_same_policy_gives_the_same_bytes(tmp_path):
         need_runtime(to)
         one, two = (exporting.export(CASES["gru"](), to, tmp_path / f"{to}{k}") for k in range(2))
         assert [f.read_bytes() for f in one.files] == [f.read_bytes() for f in two.files]
+
+
+SAMPLED = {
+    "discrete": lambda: mlp("mlp:16", CASES["discrete"]().spec.action),
+    "multi": CASES["multi"],
+    "binary": CASES["binary"],
+    "box": CASES["box"],
+    "squashed": CASES["squashed"],
+    "sac": lambda: sac(),  # defined below
+    "gru": CASES["gru"],
+}
+
+
+def sac():
+    """A squashed Gaussian whose spread is a layer."""
+    base = CASES["squashed"]()
+    torch.manual_seed(0)
+    return Network(base.spec, base.sense, base.body, base.out, base.head, log_std=torch.nn.Linear(16, 4)).eval()
+
+
+@pytest.mark.parametrize("to", ["python", "c", "compiled", "js", "onnx"])
+@pytest.mark.parametrize("case", SAMPLED)
+def test_a_sampled_action_is_the_policys_with_the_same_noise(case, to, tmp_path):
+    need_runtime(to)
+    policy = SAMPLED[case]()
+    other = exporting.opened(exporting.export(policy, to, tmp_path, sampled=True), policy)
+    noise = {}
+
+    def remember(n, draw=other.draw):
+        noise.update(draw(n))
+        return noise
+
+    other.draw = remember
+    obs = observations(policy.spec, 40)
+    starts = torch.ones(40, dtype=torch.bool)
+    with torch.inference_mode():
+        said = policy.act(obs, policy.init(40), starts)[0].action
+        found = other.act(obs, other.init(40), starts)[0].action.mode
+    drawn = torch.as_tensor(noise["noise"])
+    space = policy.spec.action
+    if space.kind == "box":
+        latent = said.mean + said.log_std.exp() * drawn
+        expected = dataclasses.replace(said, mean=latent).mode
+        assert torch.allclose(found, expected, atol=1e-5)
+    elif space.kind == "multibinary":
+        assert torch.equal(found, (said.logits + drawn > 0).long())
+    else:
+        parts = [p.argmax(-1) for p in (said.logits + drawn).split(list(space.nvec) or [space.n], -1)]
+        assert torch.equal(found, torch.stack(parts, -1).reshape(found.shape))
+
+
+@pytest.mark.parametrize("to", ["python", "compiled"])
+def test_files_draw_as_the_policy_would(to, tmp_path):
+    need_runtime(to)
+    policy = SAMPLED["discrete"]()
+    made = module(exporting.export(policy, to, tmp_path, sampled=True).files[0])
+    obs = observations(policy.spec, 1)["obs"].numpy()
+    actions = made.run(np.repeat(obs, 20_000, 0))[0]
+    with torch.inference_mode():
+        expected = policy.act({"obs": torch.as_tensor(obs)}, {}, None)[0].action.logits.softmax(-1)[0].numpy()
+    assert np.abs(np.bincount(actions, minlength=4) / 20_000 - expected).max() < 0.02
+    one, two = made.Policy(seed=3), made.Policy(seed=3)
+    assert [one.act(obs[0]) for _ in range(20)] == [two.act(obs[0]) for _ in range(20)]
+
+
+def test_javascript_draws_by_itself(tmp_path):
+    need_runtime("js")
+    policy = SAMPLED["discrete"]()
+    shutil.copy(exporting.export(policy, "js", tmp_path, sampled=True).files[0], tmp_path / "policy.mjs")
+    obs = observations(policy.spec, 1)["obs"]
+    (tmp_path / "main.mjs").write_text(
+        'import { Policy } from "./policy.mjs";\nconst p = new Policy(), counts = [0, 0, 0, 0];\n'
+        f"for (let i = 0; i < 20000; i++) counts[p.act({obs[0].tolist()})]++;\nconsole.log(JSON.stringify(counts));\n"
+    )
+    counts = np.array(json.loads(subprocess.run(["node", tmp_path / "main.mjs"], capture_output=True, text=True, check=True).stdout))
+    with torch.inference_mode():
+        expected = policy.act({"obs": obs}, {}, None)[0].action.logits.softmax(-1)[0].numpy()
+    assert np.abs(counts / 20_000 - expected).max() < 0.02
+
+
+def test_sampling_is_refused_where_there_is_nothing_to_sample(tmp_path):
+    with pytest.raises(Misconfigured, match="no distribution to sample from"):
+        exporting.export(CASES["tanh"](), "python", tmp_path, sampled=True)
+    with pytest.raises(Misconfigured, match="most likely action only"):
+        exporting.export(CASES["box"](), "torch", tmp_path, sampled=True)
+    with pytest.raises(Misconfigured, match="without --sampled to check it"):
+        parity.check(exporting.export(CASES["box"](), "python", tmp_path, sampled=True), CASES["box"](), "CartPole-v1")

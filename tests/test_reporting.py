@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from evidence_cases import Levels, Sides, parity, sides
 
 import distillrl
@@ -36,7 +36,13 @@ EVIL = "<script>alert(1)</script>"
 def player(returns, parameters, latency):
     mean = float(np.mean(returns))
     span = {"mean": mean, "low": mean - 5, "high": mean + 5, "worst": float(np.min(returns)), "episodes": len(returns)}
-    return {"return": {**span, "returns": list(map(float, returns))}, "return_sampled": span, "parameters": parameters, "bytes": 4000, "latency_us": latency}
+    return {
+        "return": {**span, "returns": list(map(float, returns))},
+        "return_sampled": span,
+        "parameters": parameters,
+        "bytes": 4000,
+        "latency_us": latency,
+    }
 
 
 def verdict(student_mean=250.0, episodes=50, noise=5.0):
@@ -64,7 +70,13 @@ def curve(name="observation noise", brittle=False, low=0.3):
     sentence = "More brittle than its teacher under observation noise: at 0.1 (standard deviations) its return falls." if brittle else None
     points = [
         {"level": 0.0, "student": span, "teacher": span, "excess": None, "teacher_lost": 0.0},
-        {"level": 0.1, "student": worse if brittle else span, "teacher": span, "excess": {"value": low + 0.1, "low": low if brittle else -0.1, "high": 0.6}, "teacher_lost": 0.02},
+        {
+            "level": 0.1,
+            "student": worse if brittle else span,
+            "teacher": span,
+            "excess": {"value": low + 0.1, "low": low if brittle else -0.1, "high": 0.6},
+            "teacher_lost": 0.02,
+        },
     ]
     return {"name": name, "unit": "standard deviations", "usual": 0.0, "points": points, "brittle": brittle, "sentence": sentence}
 
@@ -82,13 +94,22 @@ def evidence(brittle=False, overfitted=False, low=0.3):
 @pytest.fixture
 def run(tmp_path):
     """A whole run folder, written by hand; its artifact is a real one."""
-    folder = tmp_path / "runs" / "lander"
+    return written(tmp_path / "runs" / "lander")
+
+
+def written(folder):
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(CONFIG)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
     (folder / "verdict.json").write_text(json.dumps(verdict()))
     student = sides()
-    made = {**student.header(), "provenance": {"teacher": {"sha256": "ab" * 32, "format": "stable-baselines3", "algorithm": "PPO"}, "versions": {"torch": "2.13.0"}}}
+    made = {
+        **student.header(),
+        "provenance": {
+            "teacher": {"sha256": "ab" * 32, "format": "stable-baselines3", "algorithm": "PPO"},
+            "versions": {"torch": "2.13.0"},
+        },
+    }
     artifact.save(folder / "student.safetensors", made, student.artifact_tensors())
     return folder
 
@@ -186,7 +207,9 @@ def test_a_page_is_whole_and_needs_no_network(run):
     parser = Strict()
     parser.feed(text)
     assert not parser.open
-    assert all(a.startswith(("data:", "#")) for a in parser.addresses), [a for a in parser.addresses if not a.startswith(("data:", "#"))][:5]
+    assert all(a.startswith(("data:", "#")) for a in parser.addresses), [a for a in parser.addresses if not a.startswith(("data:", "#"))][
+        :5
+    ]
     assert not re.search(r"https?://(?!www\.w3\.org)", text)
     assert len(text) < 3_000_000
     said = " ".join(parser.text)
@@ -230,7 +253,9 @@ def test_few_episodes_are_marked(run):
 
 
 def damage_nan(folder):
-    (folder / "metrics.jsonl").write_text(json.dumps(METRICS[0]) + "\n" + json.dumps({**METRICS[1], "term.forward_kl": float("nan")}) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        json.dumps(METRICS[0]) + "\n" + json.dumps({**METRICS[1], "term.forward_kl": float("nan")}) + "\n"
+    )
 
 
 def damage_version(folder):
@@ -238,7 +263,9 @@ def damage_version(folder):
     from safetensors.torch import save
 
     header.pop("digest", None)
-    (folder / "student.safetensors").write_bytes(save(tensors, {artifact.KEY: artifact.canonical({**header, "version": 99, "digest": "x"})}))
+    (folder / "student.safetensors").write_bytes(
+        save(tensors, {artifact.KEY: artifact.canonical({**header, "version": 99, "digest": "x"})})
+    )
 
 
 DAMAGES = {
@@ -296,7 +323,11 @@ def test_several_runs_side_by_side(run, tmp_path):
     for i, (method, mean) in enumerate((("auto", 252.0), ("behaviour-cloning", 200.0), ("behaviour-cloning", 180.0))):
         other = tmp_path / "runs" / f"other{i}"
         shutil.copytree(run, other)
-        write(other, "verdict.json", {**verdict(mean), "method": method, "retention": {"value": mean / 255, "low": mean / 255 - 0.02, "high": mean / 255 + 0.02}})
+        write(
+            other,
+            "verdict.json",
+            {**verdict(mean), "method": method, "retention": {"value": mean / 255, "low": mean / 255 - 0.02, "high": mean / 255 + 0.02}},
+        )
         folders.append(other)
     (folders[-1] / "metrics.jsonl").unlink()
     path = compare(folders, tmp_path / "compare.html")
@@ -304,7 +335,14 @@ def test_several_runs_side_by_side(run, tmp_path):
     parser.feed(path.read_text())
     said = " ".join(parser.text)
     assert "Of 4 runs 2 may be shipped, 2 may not" in said
-    for part in ("All of them", "What size buys", "Episode by episode", "Methods and students", "behaviour-cloning, mlp:16x16 over auto, mlp:16x16", "other2: metrics.jsonl is missing"):
+    for part in (
+        "All of them",
+        "What size buys",
+        "Episode by episode",
+        "Methods and students",
+        "behaviour-cloning, mlp:16x16 over auto, mlp:16x16",
+        "other2: metrics.jsonl is missing",
+    ):
         assert part in said
 
 
@@ -315,7 +353,16 @@ def test_several_runs_side_by_side(run, tmp_path):
 def distilled(tmp_path_factory):
     """Ten levels learned by heart, in a second or two."""
     folder = tmp_path_factory.mktemp("runs") / "levels"
-    config = Config(student="mlp:32x32", env_kwargs={"levels": 10}, until="none", rounds=6, env_steps=3000, slots=8, backend="gymnasium:1", verdict_episodes=20)
+    config = Config(
+        student="mlp:32x32",
+        env_kwargs={"levels": 10},
+        until="none",
+        rounds=6,
+        env_steps=3000,
+        slots=8,
+        backend="gymnasium:1",
+        verdict_episodes=20,
+    )
     distillrl.distill(parity, Levels, config=config, out=folder)
     return folder
 
@@ -339,7 +386,7 @@ def test_a_run_of_objects_says_what_to_give(distilled, tmp_path):
     (other / "evidence.json").unlink(missing_ok=True)
     assert "give it with --env" in report(other).read_text()
     assert "give one with --teacher" in report(other, env=Levels).read_text()
-    assert "does not fit Sides" in report(other, env=Sides, teacher=parity).read_text()
+    assert "Sides can&#39;t be made with" in report(other, env=Sides, teacher=parity).read_text()
 
 
 # ── in a real browser ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -359,18 +406,24 @@ def browser():
         found.close()
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A run's page and a comparison's."""
+    folder = written(tmp_path_factory.mktemp("pages") / "lander")
+    write(folder, "evidence.json", evidence(brittle=True))
+    return [report(folder, measure="none").resolve().as_uri(), compare([folder, folder], folder / "compare.html").resolve().as_uri()]
+
+
 @pytest.mark.parametrize("width", [360, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it_without_complaint(run, browser, width, scheme, tmp_path):
-    write(run, "evidence.json", evidence(brittle=True))
-    pages = [report(run, measure="none"), compare([run, run], tmp_path / "compare.html")]
-    for path in pages:
+def test_a_browser_shows_it_without_complaint(pages, browser, width, scheme):
+    for page in pages:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
         tab, complaints, asked = context.new_page(), [], []
         tab.on("console", lambda message, kept=complaints: kept.append(message.text))
         tab.on("pageerror", lambda error, kept=complaints: kept.append(str(error)))
         tab.on("request", lambda request, kept=asked: kept.append(request.url))
-        tab.goto(path.resolve().as_uri())
+        tab.goto(page)
         assert complaints == []
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -379,9 +432,9 @@ def test_a_browser_shows_it_without_complaint(run, browser, width, scheme, tmp_p
         context.close()
 
 
-def test_a_table_sorts_by_its_numbers(run, browser):
+def test_a_table_sorts_by_its_numbers(pages, browser):
     tab = browser.new_page()
-    tab.goto(Path(report(run, measure="none")).resolve().as_uri())
+    tab.goto(pages[0])
     head = tab.locator("#return thead th").nth(1)
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
@@ -393,10 +446,10 @@ def test_a_table_sorts_by_its_numbers(run, browser):
     tab.close()
 
 
-def test_its_colours_change_and_can_be_read(run, browser):
+def test_its_colours_change_and_can_be_read(pages, browser):
     context = browser.new_context(color_scheme="light")
     tab = context.new_page()
-    tab.goto(Path(report(run, measure="none")).resolve().as_uri())
+    tab.goto(pages[0])
     contrast = """() => {
         const light = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => { x /= 255; return x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4; });
                              return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
@@ -411,3 +464,35 @@ def test_its_colours_change_and_can_be_read(run, browser):
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != before
     assert min(tab.evaluate(contrast)) >= 4.5
     context.close()
+
+
+# ── from the command line ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def call(*words, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "distillrl", *map(str, words)], check=False, capture_output=True, text=True, timeout=240, cwd=cwd
+    )
+
+
+def test_the_verbs_work_and_say_what_is_wrong_without_a_traceback(run, tmp_path):
+    made = call("report", run, "--as-is", "--out", tmp_path / "page.html", cwd=tmp_path)
+    assert made.stdout.strip() == str(tmp_path / "page.html"), made.stderr
+    assert "Ship it" in (tmp_path / "page.html").read_text()
+    side = call("compare", run, run, cwd=tmp_path)
+    assert (tmp_path / "compare.html").is_file(), side.stderr
+    for words, says in (
+        (("report", tmp_path / "none"), "no such folder"),
+        (("report", run, "--margin", "3"), "between 0 and 1"),
+        (("watch", run / "student.safetensors", "--env", "CartPole-v1"), "does not fit CartPole-v1"),
+    ):
+        wrong = call(*words, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert says in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("verb", ["report", "compare", "watch"])
+def test_help_imports_no_torch(verb):
+    code = f"import sys; import distillrl.cli as c; c.main(['{verb}', '--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

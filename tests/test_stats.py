@@ -227,7 +227,7 @@ def test_what_is_no_sample_is_refused(bad: list[float]) -> None:
 
 
 def test_the_broken_episode_is_named() -> None:
-    with pytest.raises(Failed, match="1 of 3 are NaN or infinite .* at index 1"):
+    with pytest.raises(Failed, match=r"1 of 3 are NaN or infinite .* at index 1"):
         stats.mean_interval([1.0, math.nan, 2.0], 0)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from format_cases import answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from format_cases import answers
 
 from distillrl.errors import DistillError, Failed, Misconfigured, Missing
 from distillrl.records import ActionSpace, Group, Spec
@@ -76,7 +75,7 @@ def test_go1_sees_what_the_user_says(shared: Path, sees: str) -> None:
 
 @pytest.mark.parametrize(
     ("sees", "says"),
-    [("privileged_state", "takes \\[48\\].*what fits: state"), ("stat", "did you mean 'state'"), ("state,state", "more groups than"), ("observation=state", "did you mean 'obs'")],
+    [("privileged_state", "takes \\[48\\].*what fits: state"), ("stat", "did you mean 'state'"), ("state,state", "more groups than"), ("observation=state", "has no input 'observation'")],
 )
 def test_go1_sees_wrongly(shared: Path, sees: str, says: str) -> None:
     with pytest.raises(Misconfigured, match=says):
@@ -288,7 +287,14 @@ def test_endless_loops_foreign_operators_and_function_bombs(tmp_path: Path) -> N
 @pytest.mark.parametrize("data", [b"", b"\x08\x08", b"\x00" * 100, b"\x08\x09\x3a\xff\xff\xff\xff\x0f", b"\x3a\x80\x80\x80\x80\x10" + b"x" * 50, b"PK\x03\x04" + b"\x00" * 40])
 def test_what_is_no_onnx_is_a_sentence(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "p.onnx").write_bytes(data)
-    with pytest.raises(Failed, match="damaged|no ONNX"):
+    with pytest.raises(Failed, match=r"damaged|no ONNX"):
+        load(tmp_path / "p.onnx", Options(), box(3, 2))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    data = linear(tmp_path / "p.onnx").read_bytes().replace(b"MatMul", b"MatM\xffl")
+    (tmp_path / "p.onnx").write_bytes(data)
+    with pytest.raises(Failed, match=r"no text|damaged"):
         load(tmp_path / "p.onnx", Options(), box(3, 2))
 
 

@@ -15,10 +15,10 @@ import torch
 
 from distillrl import teachers
 from distillrl.actions import Gaussian
-from distillrl.envs import spec_of
 from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.policies import Player
 from distillrl.records import Group, Spec
+from distillrl.spaces import spec_of
 
 DATA = Path(__file__).parent / "data" / "sb3"
 CASES = sorted(p.name for p in DATA.iterdir()) if DATA.is_dir() else []
@@ -538,3 +538,172 @@ def test_policies_and_players_pass_through() -> None:
     policy = teachers.load(DATA / "ppo_box" / "model.zip")
     assert teachers.load(policy) is policy
     assert teachers.load(Player(policy)) is policy
+
+
+# ── classes of the user's own ─────────────────────────────────────────────────────────────────────────────────────
+
+OWN_CODE = """
+import torch
+from torch import nn
+
+class Wave(nn.Module):
+    def forward(self, x):
+        return torch.sin(2 * x)
+
+class Product(nn.Module):
+    features_dim = 4
+    def __init__(self, observation_space, features_dim=4):
+        super().__init__()
+        self.left = nn.Linear(observation_space.shape[0], features_dim)
+        self.right = nn.Linear(observation_space.shape[0], features_dim)
+    def forward(self, observations):
+        return self.left(observations) * self.right(observations)
+
+class Wrong(Product):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's in the working folder."""
+    (tmp_path / "their_nets.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "their_nets"
+
+
+@pytest.mark.parametrize(("case", "name"), [("own_activation", "Wave"), ("own_features", "Product")])
+def test_the_users_own_classes_by_name(own_code: str, case: str, name: str) -> None:
+    """--model names an activation or a features extractor, told apart by features_dim."""
+    _, expected = recorded(case)
+    policy = teachers.load(DATA / case / "model.zip", teachers.Options(model=f"{own_code}:{name}"))
+    before = torch.get_rng_state()
+    prediction, _ = policy.act(observed(policy, expected), {}, None, policy.gives)
+    same_as(prediction, expected)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("their_nets", "module:Class is right"),
+        ("their_netz:Wave", "No module named"),
+        ("their_nets:Waves", "did you mean 'Wave'"),
+        ("their_nets:number", "neither an activation"),
+        ("their_nets:Wrong", "doesn't fit"),
+    ],
+)
+def test_names_of_classes_that_are_wrong(own_code: str, model: str, says: str) -> None:
+    """A sentence, with the nearest name."""
+    with pytest.raises(Misconfigured, match=says):
+        teachers.load(DATA / "own_features" / "model.zip", teachers.Options(model=model))
+
+
+class FakePolicy(torch.nn.Module):
+    """As much of SB3's policy as is asked."""
+
+    squash_output = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 3)
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.train(mode)
+
+    def get_distribution(self, obs: torch.Tensor) -> Any:
+        assert not self.training
+        return type("Distribution", (), {"distribution": torch.distributions.Categorical(logits=-2 * self.net(obs))})()
+
+    def predict_values(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs.sum(-1, keepdim=True)
+
+
+def fake_model(case: str, policy: Any = None) -> Any:
+    """An object as SB3's loaded models are, whose save() writes a recorded file."""
+    import gymnasium
+
+    def save(self: Any, file: Any, exclude: Any = None) -> None:
+        file.write((DATA / case / "model.zip").read_bytes())
+
+    base = type("BaseAlgorithm", (), {"__module__": "stable_baselines3.common.base_class", "save": save, "get_vec_normalize_env": lambda _: None})
+    model = type("PPO", (base,), {})()
+    model.policy = policy
+    model.observation_space, model.action_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32), gymnasium.spaces.Discrete(3)
+    return model
+
+
+def test_a_loaded_model() -> None:
+    """It is the same policy as its file."""
+    policy = teachers.load(fake_model("sac"))
+    theirs = teachers.load(DATA / "sac" / "model.zip")
+    obs = {"obs": torch.randn(5, 4)}
+    assert torch.equal(policy.act(obs, {}, None)[0].action.mean, theirs.act(obs, {}, None)[0].action.mean)
+
+
+def test_a_loaded_model_of_the_users_own_class() -> None:
+    """Its own code is asked; the notes say why."""
+    inner = FakePolicy()
+    policy = teachers.load(fake_model("own_policy", inner))
+    obs = {"obs": torch.randn(5, 4)}
+    prediction, _ = policy.act(obs, policy.init(5), None, policy.gives)
+    assert torch.allclose(prediction.action.log_probs, (-2 * inner.net(obs["obs"])).log_softmax(-1), atol=1e-6)
+    assert torch.equal(prediction.value, obs["obs"].sum(-1))
+    assert policy.act({"obs": torch.zeros(2, 3, 4)}, {}, None)[0].action.mode.shape == (2, 3)
+    assert inner.training
+    assert "its own code is asked" in policy.info["notes"][0]
+    assert json.loads(json.dumps(policy.info)) == policy.info
+    with pytest.raises(Misconfigured):
+        teachers.load(fake_model("own_policy", object()))
+
+
+# ── what it says, and HER of SB3 1.0 ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_environments_that_fit_are_named() -> None:
+    """By the spaces alone."""
+    from distillrl.teachers.environments import fitting
+
+    assert fitting(Spec({"obs": Group((8,), "float32")}, space("discrete").action)) == []
+    lander = Spec({"obs": Group((8,), "float32")}, teachers.load(DATA / "ppo_discrete" / "model.zip").spec.action)
+    assert fitting(lander) == ["LunarLander-v3"]
+    assert fitting(Spec({"obs": Group((), "int64", (16,))}, lander.action)) == ["FrozenLake-v1"]
+
+
+def test_goals_are_joined_as_sb3_1_did() -> None:
+    """The observation, then the goal that is desired, as one list; told by the file, with or without statistics."""
+    policy = teachers.load(DATA / "ppo_box" / "model.zip")
+    policy.info["wrappers"] = {"goal": True}
+    spec = Spec({"achieved_goal": Group((1,), "float32"), "desired_goal": Group((1,), "float32"), "observation": Group((3,), "float32")}, policy.spec.action)
+    fitted = teachers.fit(policy, spec)
+    obs = {"achieved_goal": torch.randn(2, 1), "desired_goal": torch.randn(2, 1), "observation": torch.randn(2, 3)}
+    joined = torch.cat([obs["observation"], obs["desired_goal"]], -1)
+    theirs = policy.act({"obs": joined}, {}, None)[0].action.mean
+    assert torch.equal(fitted.act(obs, {}, None)[0].action.mean, theirs)
+    policy.info["wrappers"] = {"goal": True, "time": True}
+    policy.info["trained_on"] = "FetchReach-v1"
+    short = Spec({**spec.observations, "observation": Group((2,), "float32")}, policy.spec.action)
+    timed = teachers.fit(policy, short, "FetchReach-v4")
+    first = {**obs, "observation": obs["observation"][:, :2]}
+    joined = torch.cat([first["observation"], torch.ones(2, 1), obs["desired_goal"]], -1)
+    assert torch.equal(timed.act(first, timed.init(2), torch.ones(2, dtype=torch.bool))[0].action.mean, policy.act({"obs": joined}, {}, None)[0].action.mean)
+
+
+def test_goals_with_statistics() -> None:
+    """Statistics of the goal environment's groups beside a list."""
+    from distillrl.teachers import sb3, sb3facts, sb3policies
+    from distillrl.teachers.normalisers import Normaliser
+
+    model = DATA / "ppo_box" / "model.zip"
+    facts = sb3facts.read(model, "here")
+    moments = {k: (np.full(n, 1.0), np.full(n, 4.0)) for k, n in (("achieved_goal", 1), ("desired_goal", 1), ("observation", 3))}
+    policy = sb3.assemble(facts, sb3policies.build(facts), Normaliser(moments, 10.0, 0.0, 5.0), "there")
+    assert set(policy.spec.observations) == {"observation", "desired_goal"}
+    obs = {"desired_goal": torch.randn(2, 1), "observation": torch.randn(2, 3)}
+    joined = (torch.cat([obs["observation"], obs["desired_goal"]], -1) - 1) / 2
+    theirs = teachers.load(model).act({"obs": joined}, {}, None)[0].action.mean
+    assert torch.allclose(policy.act(obs, {}, None)[0].action.mean, theirs, atol=1e-6)

@@ -12,9 +12,11 @@ import os
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-TEACHER = "/work/shared/teachers/ppo_lunar.zip"
+TEACHER = str(Path(__file__).resolve().parents[3] / "shared" / "teachers" / "ppo_lunar.zip")
 STUDENT = [16, 16]
 AIM = 0.99
 # Disjoint streams of episode seeds. A run's seed moves each stream; training seeds are below 10^6.
@@ -54,11 +56,12 @@ def env_id() -> str:
 
 
 def make_env() -> gym.Env:
+    """One environment, without gymnasium's checks of each step."""
     return gym.make(env_id(), disable_env_checker=True)
 
 
 class CountingVecEnv(DummyVecEnv):
-    """SB3's DummyVecEnv (quicker here than SubprocVecEnv, see README.md) that counts its steps."""
+    """SB3's DummyVecEnv (SubprocVecEnv is slower here, see README.md) that counts its steps."""
 
     steps = 0
 
@@ -67,6 +70,7 @@ class CountingVecEnv(DummyVecEnv):
         self.seed(seed * STREAM)
 
     def step_wait(self):
+        """Step, and count."""
         self.steps += self.num_envs
         return super().step_wait()
 
@@ -77,6 +81,7 @@ class Teacher(ActorCriticPolicy):
     labels = 0
 
     def predict(self, observation, *args, **kwargs):
+        """Act, and count."""
         self.labels += len(observation)
         return super().predict(observation, *args, **kwargs)
 
@@ -108,7 +113,7 @@ def play(act: Callable[[np.ndarray], np.ndarray], seeds: list[int]) -> tuple[lis
         slots.append([env, episode, env.reset(seed=seed)[0]])
     while slots:
         actions = act(np.stack([slot[2] for slot in slots]))
-        for slot, action in zip(list(slots), actions):
+        for slot, action in zip(list(slots), actions, strict=True):
             slot[2], reward, terminated, truncated, _ = slot[0].step(int(action))
             returns[slot[1]] += float(reward)
             steps += 1
@@ -151,7 +156,7 @@ class Run:
         self._ends = {}
         for name, seeds in (("selecting", self._selecting), ("verdict", self._verdict)):
             rng = np.random.default_rng(self.options.seed)
-            random, _ = play(lambda obs: rng.integers(self.venv.action_space.n, size=len(obs)), seeds)
+            random, _ = play(lambda obs, rng=rng: rng.integers(self.venv.action_space.n, size=len(obs)), seeds)
             teacher, _ = play(self._mode(self.teacher), seeds)
             self._ends[name] = (float(np.mean(random)), float(np.mean(teacher)))
         self.teacher.labels = 0
@@ -162,6 +167,7 @@ class Run:
         self._wall_from, self._cpu_from = time.perf_counter(), time.process_time()
 
     def pause(self) -> None:
+        """The clock stops, for an evaluation."""
         self._seconds += time.perf_counter() - self._wall_from
         self._cpu += time.process_time() - self._cpu_from
 
@@ -220,9 +226,7 @@ class Run:
             "retention": round(self._retention("verdict", mean), 4),
             "teacher_return": round(teacher, 2),
             "random_return": round(random, 2),
-            "student_parameters": sum(
-                p.numel() for n, p in policy.named_parameters() if "value" not in n and "vf" not in n
-            ),
+            "student_parameters": sum(p.numel() for n, p in policy.named_parameters() if "value" not in n and "vf" not in n),
             "threads": self.options.threads,
             "load_average": round(os.getloadavg()[0], 2),
             "settings": {k: v for k, v in vars(self.options).items() if k not in skip},

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from common import STUDENT, CountingVecEnv, Reached, Run, arguments, load_teacher
 from imitation.algorithms import bc
 from imitation.data import rollout
 from imitation.util import logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-
-from common import STUDENT, CountingVecEnv, Reached, Run, arguments, load_teacher
 
 
 class Batches:
@@ -28,6 +27,7 @@ class Batches:
 
 
 def main() -> None:
+    """One run, by the options; prints its line."""
     options = arguments(
         "imitation-bc",
         envs=12,
@@ -66,7 +66,7 @@ def main() -> None:
         venv.observation_space,
         venv.action_space,
         lr_schedule=lambda _: options.learning_rate,
-        net_arch=dict(pi=STUDENT, vf=[]),
+        net_arch={"pi": STUDENT, "vf": []},
         activation_fn=torch.nn.ReLU if options.relu else torch.nn.Tanh,
     )
     trainer = bc.BC(
@@ -76,7 +76,7 @@ def main() -> None:
         policy=student,
         demonstrations=demonstrations,
         batch_size=options.batch_size,
-        optimizer_kwargs=dict(lr=options.learning_rate),
+        optimizer_kwargs={"lr": options.learning_rate},
         ent_weight=options.ent_weight,
         device="cpu",
         custom_logger=logger.configure(format_strs=[]),
@@ -90,9 +90,7 @@ def main() -> None:
             run.checkpoint(student)
 
     try:
-        trainer.train(
-            n_epochs=options.epochs, on_batch_end=on_batch_end, progress_bar=False, log_interval=10**9
-        )
+        trainer.train(n_epochs=options.epochs, on_batch_end=on_batch_end, progress_bar=False, log_interval=10**9)
         run.checkpoint(student)
     except Reached:
         pass

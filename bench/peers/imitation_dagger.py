@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 import numpy as np
 import torch
+from common import STUDENT, CountingVecEnv, Reached, Run, arguments, load_teacher
 from imitation.algorithms import bc
 from imitation.algorithms.dagger import ExponentialBetaSchedule, LinearBetaSchedule, SimpleDAggerTrainer
 from imitation.util import logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from common import STUDENT, CountingVecEnv, Reached, Run, arguments, load_teacher
-
 
 def main() -> None:
+    """One run, by the options; prints its line."""
     options = arguments(
         "imitation-dagger",
         envs=8,
@@ -41,7 +42,7 @@ def main() -> None:
         venv.observation_space,
         venv.action_space,
         lr_schedule=lambda _: options.learning_rate,
-        net_arch=dict(pi=STUDENT, vf=[]),
+        net_arch={"pi": STUDENT, "vf": []},
         activation_fn=torch.nn.ReLU if options.relu else torch.nn.Tanh,
     )
     quiet = logger.configure(format_strs=[])
@@ -51,7 +52,7 @@ def main() -> None:
         rng=rng,
         policy=student,
         batch_size=options.batch_size,
-        optimizer_kwargs=dict(lr=options.learning_rate),
+        optimizer_kwargs={"lr": options.learning_rate},
         ent_weight=options.ent_weight,
         device="cpu",
         custom_logger=quiet,
@@ -68,7 +69,8 @@ def main() -> None:
         if epochs % options.every == 0:
             run.checkpoint(student)
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # demonstrations go through files
+    with tempfile.TemporaryDirectory(dir=memory) as scratch:
         trainer = SimpleDAggerTrainer(
             venv=venv,
             scratch_dir=scratch,
@@ -84,13 +86,13 @@ def main() -> None:
                     total_timesteps=1,
                     rollout_round_min_episodes=options.round_episodes,
                     rollout_round_min_timesteps=options.round_steps,
-                    bc_train_kwargs=dict(
-                        n_epochs=options.epochs,
-                        on_epoch_end=on_epoch_end,
-                        log_rollouts_venv=None,
-                        log_interval=10**9,
-                        progress_bar=False,
-                    ),
+                    bc_train_kwargs={
+                        "n_epochs": options.epochs,
+                        "on_epoch_end": on_epoch_end,
+                        "log_rollouts_venv": None,
+                        "log_interval": 10**9,
+                        "progress_bar": False,
+                    },
                 )
         except Reached:
             pass

@@ -8,11 +8,10 @@ in whole tensors; the teacher is asked once about each state, after the rollout,
 from __future__ import annotations
 
 import torch
+from common import STUDENT, CountingVecEnv, Reached, Run, Teacher, arguments, load_teacher
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch.nn import functional as F
-
-from common import STUDENT, CountingVecEnv, Reached, Run, Teacher, arguments, load_teacher
 
 
 class PPOKL(PPO):
@@ -22,6 +21,7 @@ class PPOKL(PPO):
     kl_weight: float
 
     def train(self) -> None:
+        """Epochs of minibatches over the rollout, as PPO's, with the distillation term."""
         policy, buffer = self.policy, self.rollout_buffer
         policy.set_training_mode(True)
         self._update_learning_rate(policy.optimizer)
@@ -84,6 +84,7 @@ class Measure(BaseCallback):
 
 
 def main() -> None:
+    """One run, by the options; prints its line."""
     options = arguments(
         "ppo-kl",
         envs=16,
@@ -121,10 +122,10 @@ def main() -> None:
         vf_coef=options.vf_coef,
         max_grad_norm=options.max_grad_norm,
         clip_range=options.clip,
-        policy_kwargs=dict(
-            net_arch=dict(pi=STUDENT, vf=[options.critic] * 2),
-            activation_fn=torch.nn.ReLU if options.relu else torch.nn.Tanh,
-        ),
+        policy_kwargs={
+            "net_arch": {"pi": STUDENT, "vf": [options.critic] * 2},
+            "activation_fn": torch.nn.ReLU if options.relu else torch.nn.Tanh,
+        },
         seed=options.seed,
         device="cpu",
     )

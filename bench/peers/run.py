@@ -47,8 +47,7 @@ PEERS = {
         "ppo_kl.py",
         {
             "tuned": "",
-            "usual": "--envs 16 --steps 1024 --epochs 4 --batch-size 64 --learning-rate 3e-4 "
-            "--kl-weight 1 --ent-coef 0.01 --critic 64",
+            "usual": "--envs 16 --steps 1024 --epochs 4 --batch-size 64 --learning-rate 3e-4 --kl-weight 1 --ent-coef 0.01 --critic 64",
         },
     ),
 }
@@ -73,7 +72,7 @@ def run(interpreter: Path, script: str, flags: list[str], threads: int) -> dict:
     """One run of a peer in a process of its own: the JSON line that it prints."""
     environ = dict(os.environ, OMP_NUM_THREADS=str(threads), HF_DATASETS_DISABLE_PROGRESS_BARS="1")
     command = [interpreter, "-W", "ignore", HERE / script, "--threads", str(threads), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=HERE)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environ, cwd=HERE)
     if done.returncode:
         sys.exit(f"{script} {' '.join(flags)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -101,16 +100,14 @@ def summarise(runs: list[dict]) -> dict:
         "seeds": len(kept),
         "reached": sum(one["reached"] for one in kept),
         "confirmed": sum(one["reached"] and one["retention"] >= 0.99 for one in kept),
-        **{
-            key: both(key)
-            for key in ("work_seconds", "work_cpu_seconds", "env_steps", "labels", "eval_seconds", "eval_steps")
-        },
+        **{key: both(key) for key in ("work_seconds", "work_cpu_seconds", "env_steps", "labels", "eval_seconds", "eval_steps")},
         "retention": both("retention"),
         "return_mean": both("return_mean"),
     }
 
 
 def table(summary: dict) -> str:
+    """A line for each peer and settings: the least over seeds, and medians where said."""
     head = ["peer", "settings", "reached", "confirmed", "work s", "(median)", "CPU s", "(median)", "steps",
             "(median)", "labels", "eval s", "eval steps", "retention"]  # fmt: skip
     rows = [head]
@@ -125,16 +122,17 @@ def table(summary: dict) -> str:
             f"{s['retention']['median']:.3f}",
         ])  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in rows)
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 def main() -> None:
+    """Run the peers asked for, and print the table."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--teacher", default=str(TEACHER))
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--settings", default="tuned,usual")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--repeats", type=int, default=2, help="of each seed; the quickest counts")
+    parser.add_argument("--repeats", type=int, default=2, help="of each seed with tuned settings; the quickest counts")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's")
     parser.add_argument("--max-seconds", type=float, default=240.0, help="of a run's work")
     parser.add_argument("--python", default=sys.executable, help="3.9 to 3.12, for new environments")
@@ -164,6 +162,8 @@ def main() -> None:
                 venv, script, settings = PEERS[peer]
                 interpreter = make_venv(venv, options.python)
                 for name in options.settings.split(","):
+                    if repeat and name == "usual":
+                        continue  # a minute each: once a seed is enough
                     flags = [*settings[name].split(), "--seed", seed, "--teacher", options.teacher]
                     flags += ["--max-seconds", str(options.max_seconds)]
                     line = run(interpreter, script, flags, options.threads)

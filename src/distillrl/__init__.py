@@ -3,6 +3,8 @@
     distill(teacher, env, student="mlp:16x16") → Run      the loop, in seconds
     load(path) → Player                                    any teacher or student; ``predict`` as in stable-baselines3
     evaluate(policy, env, teacher=None) → verdict          returns with intervals, on seeds that chose nothing
+    report(run_folder) → path                              one page: ship it or not, and why; compare(run_folders) too
+    watch({"student": policy}, options) → a film           side by side with the teacher
 
 Errors are Misconfigured, Missing and Failed. Nothing heavy is imported before it is used (PEP 562).
 """
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from distillrl.distillation import Run, distill
     from distillrl.evaluation import evaluate
     from distillrl.loading import info, load
+    from distillrl.reporting import compare, report
+    from distillrl.watching import watch
 
 __version__ = "0.1.0"
 STARTED = time.perf_counter()
@@ -33,8 +37,11 @@ _WHERE = {
     "load": "loading",
     "evaluate": "evaluation",
     "info": "loading",
+    "report": "reporting",
+    "compare": "reporting",
+    "watch": "watching",
 }
-__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "distill", "evaluate", "info", "load"]
+__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "distill", "evaluate", "info", "load", "report", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -90,6 +91,7 @@ def _with(options: list[Any]) -> Any:
 @_with(_ENV_OPTIONS)
 @_with(_TEACHER_OPTIONS)
 @click.option("--student", help="mlp:16x16, mlp:64x64:relu, mlp: (linear).  [default: mlp:16x16]")
+@click.option("--see", help="What the student sees: 'drop=2,3,5, stack=4', 'pick=0,1', 'group=NAME', delay, clip, noise, quantise.")
 @click.option("--method", help="auto, dagger, policy-distillation, behaviour-cloning, on-policy.  [default: auto]")
 @click.option("--terms", help="Objectives with weights: 'forward_kl: linear(1,0.1), value_mse: 0.5'; '+…' adds to the method's own.")
 @click.option("--until", help="retention=0.99, return=200, agreement=0.95 or none; a point estimate on selecting seeds.")
@@ -107,7 +109,7 @@ def _with(options: list[Any]) -> Any:
 @click.option("--show", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the verdict.")
 def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, out: str | None, format_: str | None, terms: str | None, **flags: Any) -> int:
-    """Make a student of TEACHER, a policy's file.
+    r"""Make a student of TEACHER, a policy's file.
 
     \b
     distillrl distill teacher.zip --env LunarLander-v3 --student mlp:16x16
@@ -139,6 +141,8 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
     click.echo(f"student: {run.policy.info.get('file', run.folder / 'student.safetensors')}")
     if not run.reached:
         click.echo(_short(run.verdict), err=True)
+        for cause in run.verdict.get("diagnosis", []):
+            click.echo(f"why: {cause}", err=True)
     return 0 if run.reached else 1
 
 
@@ -205,6 +209,115 @@ def info(policy: str, as_json: bool, format_: str | None, model: str | None, vec
             lines = [", ".join(lines)]
         for i, line in enumerate(lines):
             click.echo(f"{key if i == 0 else '':<{width}}  {line:,}" if isinstance(line, int) and not isinstance(line, bool) else f"{key if i == 0 else '':<{width}}  {line}")
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def methods(as_json: bool) -> int:
+    """List the methods: paper, who drives, what the teacher must give, when to choose it."""
+    from distillrl.methods import METHODS
+
+    rows = [{"name": name, "title": m.title, "paper": m.paper, "driver": m.driver, "needs": m.needs, "when": m.when} for name, m in METHODS.items()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return 0
+    for row in rows:
+        click.echo(f"{row['name']}: {row['title']} ({row['paper']})")
+        click.echo(f"    driver: {row['driver']}; needs: {row['needs']}; choose it when: {row['when']}")
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("run")
+@click.option("--out", help="Where the page goes.  [default: report.html in the run folder]")
+@click.option("--full", "measure", flag_value="full", help="Measure everything anew: minutes instead of seconds.")
+@click.option("--quick", "measure", flag_value="quick", default="quick", help="Measure for some seconds what was not measured yet (the default).")
+@click.option("--as-is", "measure", flag_value="none", help="Measure nothing.")
+@click.option("--margin", type=float, default=0.05, show_default=True, help="How much worse than its teacher it may be, of the return above random play.")
+@click.option("--teacher", help="Where the teacher's file lies now.")
+@click.option("--env", help="The environment, where the run doesn't name it.")
+@click.option("--unseen", multiple=True, callback=_env_kwargs, metavar="NAME=VALUE", help="Argument of an environment never seen in distillation; may be repeated.")
+@click.option("--physics", help="A TOML file with more changes of physics (docs/evidence.md).")
+def report(run: str, out: str | None, measure: str, margin: float, teacher: str | None, env: str | None, unseen: dict[str, Any] | None, physics: str | None) -> int:
+    """Write one HTML page on RUN, a run folder: ship it or not, and why. It opens offline."""
+    from distillrl.physics import PHYSICS
+    from distillrl.physics import read as changes
+    from distillrl.reporting import report as work
+
+    table = PHYSICS if physics is None else changes(Path(physics))
+    click.echo(str(work(run, out, measure=measure, margin=margin, teacher=teacher, env=env, unseen=unseen, physics=table)))
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--out", default="compare.html", show_default=True, help="Where the page goes.")
+def compare(runs: tuple[str, ...], out: str) -> int:
+    """Write one HTML page that sets several RUNS side by side: intervals, sizes, profiles."""
+    from distillrl.reporting import compare as work
+
+    click.echo(str(work(runs, out)))
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("policy")
+@_with(_ENV_OPTIONS)
+@_with(_TEACHER_OPTIONS)
+@click.option("--teacher", help="The teacher, filmed beside it on the same episode.")
+@click.option("--out", default="watch.gif", show_default=True, help="A .gif or an .mp4; named watch.gif or watch.mp4 in a run folder, the report shows it.")
+@click.option("--episode", type=click.IntRange(0), default=0, show_default=True, help="Which of the verdict's episodes.")
+@click.option("--steps", type=click.IntRange(1), default=400, show_default=True, help="At most so many.")
+def watch(policy: str, teacher: str | None, out: str, episode: int, steps: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+    """Film POLICY, and its teacher beside it, with each one's action probabilities."""
+    from distillrl.envs import EnvOptions
+    from distillrl.loading import load
+    from distillrl.teachers import Options
+    from distillrl.watching import watch as work
+
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize)
+    players = {"teacher": load(teacher, options).policy} if teacher is not None else {}
+    players["student" if teacher is not None else "policy"] = load(policy, options).policy
+    target = env or next((p.info["environment"] for p in players.values() if p.info.get("environment")), None)
+    if target is None:
+        raise Misconfigured("no environment was given, and neither file names one: --env takes an id such as LunarLander-v3")
+    film = work(players, EnvOptions(target, env_kwargs or {}, backend or "auto", max_episode_steps), out, seed=seed or 0, episode=episode, steps=steps)
+    click.echo(f"{film.path}: {film.steps} steps, " + ", ".join(f"{who} {value:.1f}" for who, value in film.returns.items()))
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("policy")
+@click.option("--to", "target", required=True, help="onnx, c, c-int8, compiled, js, python or torch.")
+@click.option("--out", default="exported", show_default=True, help="The folder that is written.")
+@click.option("--name", default="policy", show_default=True, help="Of the files, and of the functions in C.")
+@click.option("--env", help="To calibrate on (c-int8); by default the one that the file names.")
+@click.option("--sampled", is_flag=True, help="Draw the action instead of taking the most likely one.")
+@click.option("--check", "check_env", metavar="ENV", help="Play ENV with what was exported: parity on visited states, and its return.")
+@click.option("--episodes", type=click.IntRange(0), default=50, show_default=True, help="Of --check.")
+@_with(_TEACHER_OPTIONS)
+def export(policy: str, target: str, out: str, name: str, env: str | None, sampled: bool, check_env: str | None, episodes: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None) -> int:
+    """Write POLICY, a student or a teacher, as what runs in the product."""
+    from distillrl.exporting import export as work
+    from distillrl.exporting import known
+    from distillrl.loading import load
+    from distillrl.teachers import Options
+
+    known(target)
+    plain = not any((format_, model, vecnormalize, teacher_sees))
+    loaded: Any = policy if plain else load(policy, Options(format=format_, model=model, sees=teacher_sees, vecnormalize=vecnormalize)).policy
+    exported = work(loaded, target, out, name=name, env=env, sampled=sampled)
+    for path in exported.files:
+        click.echo(f"{path}: {path.stat().st_size:,} bytes")
+    for key, value in exported.facts.items():
+        click.echo(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+    if check_env is not None:
+        from distillrl.parity import check
+
+        found = check(exported, loaded, check_env, episodes=episodes)
+        for field in dataclasses.fields(found):
+            click.echo(f"{field.name}: {getattr(found, field.name)}")
     return 0
 
 

@@ -86,12 +86,35 @@ def _frontiers(runs: Sequence[Reading]) -> Section | None:
         for i, run in enumerate(runs):
             kept, size = look(run.verdict, "retention"), number(look(run.verdict, "student", "parameters"))
             if _env(run) == env and size and number(look(kept, "value")) is not None:
-                rows.append({"x": size, "y": kept["value"], "low": kept["low"], "high": kept["high"], "latency": number(look(run.verdict, "student", "latency_us")), "label": i + 1})
-        teachers = {number(look(r.verdict, "teacher", "parameters")): number(look(r.verdict, "teacher", "latency_us")) for r in runs if _env(r) == env}
-        rows += [{"x": size, "y": 1.0, "low": 1.0, "high": 1.0, "latency": slow, "label": "teacher", "teacher": True} for size, slow in teachers.items() if size]
+                rows.append(
+                    {
+                        "x": size,
+                        "y": kept["value"],
+                        "low": kept["low"],
+                        "high": kept["high"],
+                        "latency": number(look(run.verdict, "student", "latency_us")),
+                        "label": i + 1,
+                    }
+                )
+        teachers = {
+            number(look(r.verdict, "teacher", "parameters")): number(look(r.verdict, "teacher", "latency_us"))
+            for r in runs
+            if _env(r) == env
+        }
+        rows += [
+            {"x": size, "y": 1.0, "low": 1.0, "high": 1.0, "latency": slow, "label": "teacher", "teacher": True}
+            for size, slow in teachers.items()
+            if size
+        ]
         if len(rows) > 1:
             svg = pictures.frontier(rows, "parameters", "retention", f"Size and retention on {env}")
-            figures.append(Figure(env, "Numbers are the table’s runs, the square is the teacher; a larger ring takes longer for one state. Up and to the left is better.", svg))
+            figures.append(
+                Figure(
+                    env,
+                    "Numbers are the table’s runs, the square is the teacher; a larger ring takes longer for one state. Up and to the left is better.",
+                    svg,
+                )
+            )
     return Section("frontier", "What size buys", figures=tuple(figures)) if figures else None
 
 
@@ -105,9 +128,13 @@ def _profiles(runs: Sequence[Reading]) -> Section | None:
             for name, values in list(scores.items())[:_MOST_LINES]:
                 profile = stats.performance_profile([values], THRESHOLDS, 0, resamples=500)
                 lines[name] = (profile.value.tolist(), profile.low.tolist(), profile.high.tolist())
-            svg = pictures.bands(THRESHOLDS.tolist(), lines, ("score τ (0 random, 1 teacher)", "episodes above τ"), f"Performance profiles on {env}")
+            svg = pictures.bands(
+                THRESHOLDS.tolist(), lines, ("score τ (0 random, 1 teacher)", "episodes above τ"), f"Performance profiles on {env}"
+            )
             more = f" The first {_MOST_LINES} of {len(scores)} runs." if len(scores) > _MOST_LINES else ""
-            figures.append(Figure(env, f"The higher the line, the more episodes reach the score; bands are pointwise 95 % intervals.{more}", svg))
+            figures.append(
+                Figure(env, f"The higher the line, the more episodes reach the score; bands are pointwise 95 % intervals.{more}", svg)
+            )
     return Section("profiles", "Episode by episode", figures=tuple(figures)) if figures else None
 
 
@@ -125,13 +152,21 @@ def _groups(runs: Sequence[Reading]) -> Section | None:
         many = sum(len(v) for v in tasks.values())
         middle = stats.iqm_interval(list(tasks.values()), 0, resamples=2_000)
         rows.append((Cell(name), with_interval(interval_of(middle), share=True, few=many < 3), plain(many), plain(len(tasks))))
-    tables = [Table(("method and student", "retention, interquartile mean", "runs", "environments"), tuple(rows), "Intervals by stratified bootstrap over runs; fewer than three runs say little.")]
+    tables = [
+        Table(
+            ("method and student", "retention, interquartile mean", "runs", "environments"),
+            tuple(rows),
+            "Intervals by stratified bootstrap over runs; fewer than three runs say little.",
+        )
+    ]
     names, beats = sorted(groups), []
     for a in names:
         for b in names:
             common = sorted(set(groups[a]) & set(groups[b]))
             if a != b and common:
-                better = stats.probability_of_improvement([groups[a][t] for t in common], [groups[b][t] for t in common], 0, resamples=2_000)
+                better = stats.probability_of_improvement(
+                    [groups[a][t] for t in common], [groups[b][t] for t in common], 0, resamples=2_000
+                )
                 beats.append((Cell(f"{a} over {b}"), with_interval(interval_of(better), share=True), plain(len(common))))
     if beats:
         tables.append(Table(("probability that a run of one beats a run of the other", "", "environments"), tuple(beats)))

@@ -45,11 +45,24 @@ class Phase:
     lr: float = 3e-3
     average: float = 0.99
     """Decay of the moving average of the weights; 0 is off."""
+    noise: str = "0"
+    """A schedule: what is added to the played actions (not to the labels), the share of random ones, or a share of a box's half range."""
+    critical: bool = False
+    """States count by what is at stake for the teacher there, its best action against its worst."""
+    gamma: float = 0.99
+    """Discount of the reward, for terms on reward."""
+    lam: float = 0.95
+    """λ of the generalised advantage."""
+    n: int = 3
+    """Steps of an n-step return."""
 
     def __post_init__(self) -> None:
         _choice("by", self.by, ("step", "episode"))
         _choice("keep", self.keep, ("all", "round"))
-        for name in ("first", "steps", "updates", "batch"):
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Misconfigured(f"{name} = {getattr(self, name)}: a number from 0 to 1 is right")
+        for name in ("first", "steps", "updates", "batch", "n"):
             _positive(name, getattr(self, name))
         if not 0 <= self.average < 1:
             raise Misconfigured(f"average = {self.average}: a decay from 0 (off) to below 1 is right")
@@ -84,6 +97,8 @@ class Config:
     model: str | None = None
     vecnormalize: str | None = None
     teacher_sees: str | None = None
+    see: str | None = None
+    """What the student sees of an observation, such as "drop=2,3,5"; everything by default."""
     select_episodes: int = 20
     verdict_episodes: int = 50
     checkpoint_seconds: float = 5.0
@@ -104,16 +119,36 @@ class Config:
         aim(self.until)
 
 
-def parse_terms(text: str) -> tuple[bool, dict[str, str]]:
-    """``+hint: 0.1, value_mse: linear(1,0)`` → (True, {"hint": "0.1", "value_mse": "linear(1,0)"}); True: beside the method's."""
+def parse_terms(text: str) -> tuple[bool, dict[str, Any]]:
+    """``+hint: 0.1, value_mse: linear(1,0)`` → (True, {"hint": "0.1", "value_mse": "linear(1,0)"}); True: beside the method's.
+
+    Options stand behind the name: ``forward_kl(teacher_temperature=0.1): 0.5`` → {"weight": "0.5", "teacher_temperature": 0.1}.
+    """
     added = text.lstrip().startswith("+")
-    terms: dict[str, str] = {}
+    terms: dict[str, Any] = {}
     for part in re.split(r",(?![^()]*\))", text.strip().lstrip("+")):
         name, colon, weight = part.partition(":")
         if not name.strip() or (colon and not weight.strip()):
             raise Misconfigured(f"--terms {text!r}: write it as 'forward_kl: linear(1,0.1), value_mse: 0.5'")
-        terms[name.strip().lstrip("+")] = weight.strip() or "1"
+        word, options = _term_options(name.strip().lstrip("+"), text)
+        terms[word] = {"weight": weight.strip() or "1", **options} if options else weight.strip() or "1"
     return added, terms
+
+
+def _term_options(name: str, text: str) -> tuple[str, dict[str, Any]]:
+    word, bracket, inside = name.partition("(")
+    options: dict[str, Any] = {}
+    if bracket and not name.endswith(")"):
+        raise Misconfigured(f"--terms {text!r}: {name!r} has no closing bracket; write options as forward_kl(teacher_temperature=0.1)")
+    for part in inside[:-1].split(",") if bracket else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise Misconfigured(f"--terms {text!r}: {part.strip()!r} was given; write options as forward_kl(teacher_temperature=0.1)")
+        try:
+            options[key.strip()] = tomllib.loads(f"x = {value.strip()}")["x"]
+        except tomllib.TOMLDecodeError:
+            options[key.strip()] = value.strip()
+    return word.strip(), options
 
 
 def with_terms(phases: tuple[Phase, ...], text: str) -> tuple[Phase, ...]:

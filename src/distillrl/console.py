@@ -14,7 +14,9 @@ class Display:
     """Shows each round's metrics: ``with Display(...) as show: distill(..., show=show)``."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet, self.live, self.table_rows = quiet, None, []  # type: ignore[var-annotated]  # rich is imported late
+        self.quiet = quiet
+        self.live: Any = None  # rich is imported late
+        self.table_rows: list[Mapping[str, Any]] = []
         self.terminal = sys.stderr.isatty() and not quiet
         self.last_return: float | None = None
         self.rounds = 0
@@ -115,7 +117,7 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
         ("latency, 1 state", lambda p: f"{p['latency_us']:.0f} µs" if p["latency_us"] is not None else "–"),
     )
     for name, cell in rows:
-        table.add_row(name, *(cell(verdict[who]) for who in columns))
+        table.add_row(name, *[str(cell(verdict[who])) for who in columns])  # type: ignore[no-untyped-call]  # a lambda has no types
     console.print(table)
     for sentence in sentences(verdict):
         console.print(sentence, markup=False, highlight=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillrl.records import Batch, Prediction, Rollout, tensors, with_tensors
+from distillrl.records import Batch, Prediction, Rollout, over_states, tensors, with_tensors
+
+NEXT = "next_obs."
+"""Before the name of an observation group in a batch's ``extra``: as it was in the state that followed."""
 
 
 class Dataset:
@@ -55,7 +59,8 @@ class Dataset:
     def _room(self, name: str, like: Tensor, rows: int) -> Tensor:
         old = self._store.get(name)
         if old is None or len(old) < rows:
-            new = torch.zeros((max(rows, 2 * (0 if old is None else len(old))), *like.shape[1:]), dtype=like.dtype)
+            make = torch.ones if name == "weight" else torch.zeros  # states from before there were weights count once
+            new = make((max(rows, 2 * (0 if old is None else len(old))), *like.shape[1:]), dtype=like.dtype)
             if old is not None:
                 new[: len(old)] = old
             self._store[name] = old = new
@@ -65,11 +70,16 @@ class Dataset:
         """A batch of ``count`` states, uniformly and with replacement."""
         return self.at(self.rows[torch.randint(len(self.rows), (count,), generator=generator)])
 
-    def at(self, rows: Tensor) -> Batch:
-        """The batch of these flat row numbers [B]."""
+    def at(self, rows: Tensor, ahead: bool = False) -> Batch:
+        """The batch of these flat row numbers [B]; ``ahead``: with the next observations too, or those ``extra.next_offset`` steps on."""
         assert self._teacher is not None, "nothing was appended"
         taken = {name: value.flatten(0, 1).index_select(0, rows) for name, value in self._store.items()}
         teacher = with_tensors(self._teacher, {k[8:]: v for k, v in taken.items() if k.startswith("teacher.")})
+        extra = {k[6:]: v for k, v in taken.items() if k.startswith("extra.")}
+        if ahead:
+            slots = next(iter(self._store.values())).shape[1]
+            later = rows + slots * extra.get("next_offset", 1)
+            extra |= {NEXT + k[4:]: v.flatten(0, 1).index_select(0, later) for k, v in self._store.items() if k.startswith("obs.")}
         return Batch(
             obs={k[4:]: v for k, v in taken.items() if k.startswith("obs.")},
             teacher=teacher,
@@ -81,8 +91,34 @@ class Dataset:
             starts=taken.get("starts"),
             behaviour_log_prob=taken.get("behaviour_log_prob"),
             task=taken.get("task"),
-            extra={k[6:]: v for k, v in taken.items() if k.startswith("extra.")},
+            extra=extra,
         )
+
+    def sequences(self, length: int, count: int, burn_in: int, generator: torch.Generator) -> Batch:
+        """``count`` stretches of consecutive steps, [T, B, ...] with T = ``length`` (or all, where there are fewer), drawn uniformly.
+
+        Memory is zero at their beginning: the first ``burn_in`` steps don't count (their weight is 0) unless an episode
+        began in the stretch before them (Kapturowski 2019, section 3); nor does what may not be drawn.
+        """
+        slots = self._store["starts"].shape[1]
+        length = min(length, self.steps)
+        begin = torch.randint(self.steps - length + 1, (count,), generator=generator)
+        slot = torch.randint(slots, (count,), generator=generator)
+        rows = (begin + torch.arange(length).unsqueeze(-1)) * slots + slot
+        batch = over_states(lambda x: x.unflatten(0, (length, count)), self.at(rows.flatten()))
+        assert batch.starts is not None
+        drawable = torch.zeros(self.steps * slots)
+        drawable[self.rows] = 1
+        known = batch.starts.cumsum(0) > 0
+        if length > burn_in:
+            known[burn_in:] = True
+        weight = drawable[rows] * known
+        return replace(batch, weight=weight if batch.weight is None else weight * batch.weight)
+
+    def in_order(self) -> Batch:
+        """Everything, [steps, N, ...], also what may not be drawn."""
+        slots = self._store["starts"].shape[1]
+        return over_states(lambda x: x.unflatten(0, (self.steps, slots)), self.at(torch.arange(self.steps * slots)))
 
     def since(self, step: int) -> dict[str, Tensor]:
         """The rows from a step on, for an append-only checkpoint; ``restore`` takes all such parts in order."""

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 import distillrl
-from distillrl import artifact, envs, evaluation, learn, students, weights
+from distillrl import advantages, artifact, diagnosis, envs, evaluation, learn, students, weights
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.errors import DistillError, Failed, Misconfigured
 from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement
-from distillrl.records import Prediction, Progress, Rollout, over_states
+from distillrl.records import Progress, Rollout, over_states
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, spent_budget
 from distillrl.senses import Normalise
-from distillrl.settling import Setup, State, begin, enter_phase, example_batch, label_wants, settle
-from distillrl.states import Who
+from distillrl.settling import Setup, State, all_wants, begin, enter_phase, example_batch, label_wants, settle
+from distillrl.states import Who, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -78,7 +78,7 @@ def distill(
         if resume is None:
             folder = Folder.create(out, envs.name_of(setup.options))
         folder.write_config(setup.config)
-        return _run(setup, folder, show or (lambda metrics: None), resume is not None)
+        return _run(setup, folder, show or _nothing, resume is not None)
 
 
 def expanded(config: Config) -> Config:
@@ -101,6 +101,10 @@ def _threads(count: int) -> Iterator[None]:
 
 
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _nothing(metrics: Mapping[str, Any]) -> None:
+    """Show nothing."""
 
 
 class _Interrupt:
@@ -170,7 +174,9 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     beta = weights.parse(phase.beta)(replace(state.progress, round=state.phase_round))
     try:
         with torch.inference_mode():
-            rollout = drive.collect(steps, Who(beta, phase.by, phase.sampled), setup.teacher, playing, label_wants(state.gradient.terms), setup.seen)
+            who = Who(beta, phase.by, phase.sampled, weights.parse(phase.noise)(replace(state.progress, round=state.phase_round)))
+            rollout = drive.collect(steps, who, setup.teacher, playing, label_wants(state.gradient.terms), setup.seen)
+            rollout = _enriched(setup, state, phase, rollout)
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
@@ -198,6 +204,13 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     }
 
 
+def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout) -> Rollout:
+    """With what terms on reward read, and how much each state counts."""
+    horizon = advantages.Horizon(phase.gamma, phase.lam, phase.n)
+    rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, state.drive, setup.teacher, state.gradient.averaged, state.student)
+    return replace(rollout, weight=stakes(advantages.need_teacher(rollout), rollout.valid)) if phase.critical else rollout
+
+
 def _room(config: Config, progress: Progress) -> int:
     """Environment steps, and labels, that may still be taken."""
     room = config.env_steps - progress.env_steps
@@ -206,14 +219,7 @@ def _room(config: Config, progress: Progress) -> int:
 
 def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
     """Measure the student's normaliser from the first rollout, and make the learner anew around it."""
-    moments = {}
-    for name, group in state.student.sense.groups.items():
-        if name not in rollout.obs or group.shape != setup.spec.observations[name].shape or group.dtype == "uint8":
-            continue
-        seen = rollout.obs[name][:-1][rollout.valid].double()
-        variance = seen.var(0)
-        # What hardly moved in the first rollout may move later: it is not blown up.
-        moments[name] = (seen.mean(0), torch.where(variance > 1e-6 * (1 + seen.mean(0).square()), variance, torch.ones_like(variance)))
+    moments = students.moments(state.student, rollout)
     if moments:
         state.student.sense = state.student.sense.with_step(Normalise.from_moments(moments))
         enter_phase(setup, state, state.progress.phase)
@@ -224,7 +230,8 @@ def _agreement(student: Policy, rollout: Rollout) -> float:
     """Share of the round's states in which student (as it was) and teacher choose the same; from memoryless predictions."""
     obs = {k: v[:-1].flatten(0, 1) for k, v in rollout.obs.items()}
     prediction, _ = student.act(obs, {}, None, ACTION)
-    label: Prediction = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
+    assert rollout.teacher is not None
+    label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
     same = agreement(prediction, label)
     return float(same[rollout.valid.flatten()].float().mean())
 
@@ -285,7 +292,7 @@ def _resume(setup: Setup, folder: Folder) -> State:
     enter_phase(setup, state, state.progress.phase)
     state.gradient.load_state_dict(values["gradient"])
     state.drive.load_state_dict(values["drive"])
-    like = example_batch(setup, state, label_wants(state.gradient.terms)).teacher
+    like = example_batch(setup, state, all_wants(state.gradient.terms)).teacher
     state.dataset.restore([p for p in parts if p], like)
     state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
     for name in _PLAIN:
@@ -334,8 +341,10 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
         "selecting_steps": state.evaluation_steps,
         **measured,
     }
-    folder.write_verdict(verdict)
     goal = configuration.aim(config.until)
+    if goal is not None and not state.reached:
+        verdict["diagnosis"] = diagnosis.diagnose(setup, state)
+    folder.write_verdict(verdict)
     return Run(folder.path, Player(student), verdict, goal is None or state.reached)
 
 

@@ -7,18 +7,20 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from distillrl.errors import Misconfigured, Missing, nearest
 from distillrl.spaces import differences, spec_of
 from distillrl.vectors import STREAMS, EnvOptions, EnvPool, Given, InProcess, Observations, Seeds, TwoProcesses, Vector
 
-__all__ = ["STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "differences", "known", "make", "name_of", "slots_of", "spec_of"]
+__all__ = ["STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "slots_of", "spec_of"]
 
-_WORTH_A_PROCESS = 400e-6
-"""Seconds of stepping in one tick above which a second process pays for its two messages (measured, docs/speed.md)."""
+_WORTH_A_TRY = 200e-6
+"""Seconds of stepping that a second process could save in a tick, below which it isn't tried: its messages take as long."""
 
 
 def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None) -> Vector:
@@ -31,8 +33,8 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
     if options.backend == "envpool":
         return EnvPool(options, n, seeds)
     maker = _maker(options)
-    probe, seconds = _probe(maker, options)
-    processes = _processes(options, n, seconds)
+    probe, _ = _probe(maker, options)
+    processes = _processes(options, n)
     makers = [_once(probe, maker), *[maker] * (n - 1)]
     quotas = [None] * n if episodes is None else [episodes // n + (i < episodes % n) for i in range(n)]
     if processes == 2:
@@ -58,13 +60,39 @@ def _once(env: gymnasium.Env[Any, Any], maker: Callable[[], Any]) -> Callable[[]
     return lambda: waiting.pop() if waiting else maker()
 
 
-def _processes(options: EnvOptions, n: int, step_seconds: float) -> int:
+def arrange(options: EnvOptions, n: int) -> str:
+    """The backend that ``auto`` and ``gymnasium`` come to for so many slots: two processes only where that measures faster."""
+    if isinstance(options.id, gymnasium.vector.VectorEnv) or options.backend not in {"auto", "gymnasium"}:
+        return options.backend
+    _, seconds = _probe(_maker(options), options)
+    if "fork" not in multiprocessing.get_all_start_methods() or n < 2 or (os.cpu_count() or 1) < 2 or n * seconds / 2 < _WORTH_A_TRY:
+        return "gymnasium:1"
+    times = {backend: _tick_seconds(replace(options, backend=backend), n) for backend in ("gymnasium:1", "gymnasium:2")}
+    return min(times, key=times.__getitem__)
+
+
+def _tick_seconds(options: EnvOptions, n: int) -> float:
+    """Seconds of one step of all slots, the least of a few, with actions of zeros."""
+    vector = make(options, n, Seeds(0, "dry"))
+    try:
+        vector.reset()
+        action = np.zeros((n, *vector.spec.action.shape), dtype=vector.spec.action.dtype) + vector.spec.action.start
+        times = []
+        for _ in range(12):
+            began = time.perf_counter()
+            vector.step(action)
+            times.append(time.perf_counter() - began)
+        return min(times)
+    finally:
+        vector.close()
+
+
+def _processes(options: EnvOptions, n: int) -> int:
     if options.backend in {"gymnasium:1", "gymnasium:2"}:
         return int(options.backend[-1]) if n > 1 else 1
     if options.backend not in {"auto", "gymnasium"}:
         raise Misconfigured(f"--backend {options.backend!r}{nearest(options.backend, ['auto', 'gymnasium', 'gymnasium:1', 'gymnasium:2', 'envpool'])}")
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
-    return 2 if can_fork and n > 1 and (os.cpu_count() or 1) > 1 and n * step_seconds / 2 > _WORTH_A_PROCESS else 1
+    return 1
 
 
 def _maker(options: EnvOptions) -> Callable[[], gymnasium.Env[Any, Any]]:

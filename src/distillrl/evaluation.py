@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Random:
             normal = torch.empty(*lead, space.dimensions).normal_(generator=self.generator)
             return Prediction(Deterministic(torch.where(bounded, low + unit * (high - low), normal.clamp(low, high)))), memory
         logits = torch.zeros(*lead, space.size)
-        uniform = {"discrete": lambda: Categorical(logits), "multidiscrete": lambda: MultiCategorical(logits, space.nvec)}
+        uniform: dict[str, Any] = {"discrete": lambda: Categorical(logits), "multidiscrete": lambda: MultiCategorical(logits, space.nvec)}
         distribution = uniform.get(space.kind, lambda: Bernoulli(logits))()
         return Prediction(Deterministic(distribution.sample(self.generator))), memory
 
@@ -263,7 +263,8 @@ def evaluate(
     vector = envs.make(where, envs.slots_of(where, 1), Seeds(seed, "dry"))
     spec = vector.spec
     vector.close()
-    student = first or teachers.load(policy, wished, spec)
+    where = replace(where, backend=envs.arrange(where, min(episodes, MAX_SLOTS)))
+    student = teachers.fit(first or teachers.load(policy, wished, spec), spec, envs.name_of(where))
     other = None if teacher is None else teacher.policy if isinstance(teacher, Player) else teachers.load(teacher, wished, spec)
     for name, one in (("policy", student), ("teacher", other)):
         if one is not None and (found := envs.differences(one.spec, spec)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillrl import artifact, envs, evaluation, fidelity, generalisation, robustness, students, teachers
+from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, students, teachers
 from distillrl.config import Config
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError, Misconfigured
@@ -55,6 +55,7 @@ def gather(
     left = None if full else QUICK_SECONDS
     found: dict[str, Any] = {"full": full}
     parts: dict[str, Callable[[], Any]] = {
+        "costs": lambda: {"student": costs.measure(student), "teacher": costs.measure(master)},
         "fidelity": lambda: fidelity.measure(student, master, options, COMPARED if full else 20, seed, shown=6 if full else 3),
         "robustness": lambda: robustness.measure(
             student,

@@ -38,6 +38,7 @@ TARGETS: dict[str, Target] = {
     "python": Target("python", "plan", ".py", "one file that needs numpy alone"),
     "torch": Target("torch_export", "policy", ".pt2", "torch.export's file; takes any layer"),
 }
+CAN_SAMPLE = frozenset({"onnx", "c", "compiled", "js", "python"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Export:
     to: str
     files: tuple[Path, ...]
     facts: Mapping[str, Any]
+    sampled: bool = False
 
 
 def known(to: str) -> Target:
@@ -56,11 +58,12 @@ def known(to: str) -> Target:
     return TARGETS[to]
 
 
-def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", states: Mapping[str, Any] | None = None, env: Any = None) -> Export:
+def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", states: Mapping[str, Any] | None = None, env: Any = None, sampled: bool = False) -> Export:
     """Write a policy (an object, or the path of a student or a teacher) as ``to`` into the folder ``out``.
 
     ``name`` names the files and, in C, the functions. c-int8 calibrates on ``states`` {group: [n, *shape]}, observations
-    that the policy visited (a thousand are right), or on those that it visits in ``env``. Raises Misconfigured where the
+    that the policy visited (a thousand are right), or on those that it visits in ``env``. The action is the most likely
+    one, or with ``sampled`` a sample, whose noise is an input more (the Python and JavaScript files can draw it). Raises Misconfigured where the
     policy can't be exported so, saying why and which targets can; Missing for a package or compiler; Failed where the
     folder can't be written.
     """
@@ -70,6 +73,8 @@ def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", state
     loaded, passport = loaded_with_passport(policy)
     env = env if env is not None else passport.get("env")
     passport["env"] = env if isinstance(env, str) else None
+    if sampled and target.module not in CAN_SAMPLE:
+        raise Misconfigured(f"export --to {to} gives the most likely action only; onnx, c, compiled, js and python can sample")
     if target.reads == "states" and not states:
         if env is None:
             raise Misconfigured(f"export --to {to} calibrates on visited states: give --env, or states={{group: array [n, …]}}")
@@ -85,13 +90,13 @@ def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", state
         else:
             from distillrl.targets.tracing import trace
 
-            plan = trace(loaded)
+            plan = trace(loaded, sampled)
             given = (_arrays(states, loaded.spec),) if target.reads == "states" else ()
             files, facts = module.write(plan, passport, folder, name, *given)
     except OSError as error:
         raise Failed(f"export to {folder}: {error.strerror or error}") from None
     main = next(f for f in files if f.suffix == target.main)
-    return Export(to, (main, *(f for f in files if f != main)), {**facts, "bytes": sum(f.stat().st_size for f in files)})
+    return Export(to, (main, *(f for f in files if f != main)), {**facts, "bytes": sum(f.stat().st_size for f in files)}, sampled)
 
 
 def loaded_with_passport(policy: Any) -> tuple[Any, dict[str, Any]]:
@@ -135,5 +140,5 @@ def opened(exported: Export, policy: Any) -> Any:
 
     loaded, _ = loaded_with_passport(policy)
     sizes = {name: tuple(value.shape[1:]) for name, value in loaded.init(1).items()}
-    plan = None if known(exported.to).reads == "policy" else trace(loaded)
+    plan = None if known(exported.to).reads == "policy" else trace(loaded, exported.sampled)
     return playing.opened(exported.to, exported.files[0], loaded.spec, plan, sizes)

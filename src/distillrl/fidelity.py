@@ -253,7 +253,9 @@ def strange(
             chosen.append(s)
     rows = [_strange(trace, s, float(far[s])) for s in chosen]
     if not can_rerun(options):
-        notes.append("what the teacher would earn from the states of disagreement is not known: this backend's episodes don't come back by seed")
+        notes.append(
+            "what the teacher would earn from the states of disagreement is not known: this backend's episodes don't come back by seed"
+        )
         return rows
     pictures = True
     for s, row in zip(chosen, rows, strict=True):
@@ -270,7 +272,9 @@ def strange(
         except DistillError as error:
             notes.append(f"step {row['step']} of episode {row['episode']} can't be played again: {error}")
     if any(row["teacher_from_there"] is None for row in rows):
-        notes.append("some states of disagreement don't come back when their episode is played again: the environment is not deterministic by seed")
+        notes.append(
+            "some states of disagreement don't come back when their episode is played again: the environment is not deterministic by seed"
+        )
     return rows
 
 

@@ -58,13 +58,20 @@ def robustness(run: Reading) -> Section | None:
     figures = []
     for curve in curves:
         name, points = str(curve["name"]), curve["points"]
-        svg = pictures.robustness(points, float(curve["usual"]), f"{name.removeprefix('physics: ')} ({curve['unit']})" if curve["unit"] else name, f"Return under {name}")
+        svg = pictures.robustness(
+            points,
+            float(curve["usual"]),
+            f"{name.removeprefix('physics: ')} ({curve['unit']})" if curve["unit"] else name,
+            f"Return under {name}",
+        )
         verdict = str(curve["sentence"]) if curve.get("brittle") else "No more brittle than its teacher."
         figures.append(Figure(name[0].upper() + name[1:], verdict, svg))
     episodes = short(number(look(found, "episodes")))
     said = [str(c["sentence"]) for c in curves if c.get("brittle") and not severe(c)]
     if left := look(found, "left_out"):
-        said.append(f"{len(left)} further levels were not measured for lack of time (among them {', '.join(left[:4])}): distillrl report {run.path} --full measures all.")
+        said.append(
+            f"{len(left)} further levels were not measured for lack of time (among them {', '.join(left[:4])}): distillrl report {run.path} --full measures all."
+        )
     lead = f"{episodes} episodes at each level, the same for both; bars are 95 % intervals, the dotted line is the usual level."
     return Section("robustness", "What disturbs it", lead, tuple(said), tuple(figures), (_levels(curves),))
 
@@ -79,9 +86,19 @@ def generalisation(run: Reading) -> Section | None:
         for place, words in (("seen", "distilled on"), ("unseen", "never seen"))
     )
     gap = with_interval(look(found, "gap"), share=True)
-    where = "other seeds of the same environment" if look(found, "same_environment") else "the environment with other arguments, on other seeds"
-    said = str(look(found, "sentence") or f"No loss was shown: it falls behind its teacher by {gap.text} ({gap.more}) more on what it has never seen.")
-    table = Table(("episodes", "teacher", "student"), rows, f"{short(number(look(found, 'episodes')))} episodes of each; never seen: {where}.", sortable=False)
+    where = (
+        "other seeds of the same environment" if look(found, "same_environment") else "the environment with other arguments, on other seeds"
+    )
+    said = str(
+        look(found, "sentence")
+        or f"No loss was shown: it falls behind its teacher by {gap.text} ({gap.more}) more on what it has never seen."
+    )
+    table = Table(
+        ("episodes", "teacher", "student"),
+        rows,
+        f"{short(number(look(found, 'episodes')))} episodes of each; never seen: {where}.",
+        sortable=False,
+    )
     return Section("generalisation", "What it has never seen", said=(said,), tables=(table,))
 
 
@@ -91,12 +108,22 @@ def _choices(found: Mapping[str, Any]) -> list[Figure]:
     if kind == "confusion":
         counts = actions["counts"]
         svg = pictures.confusion(counts, [str(i) for i in range(len(counts))], "Actions of teacher and student")
-        return [Figure("Which action for which", "Each row is what the student does where the teacher would do that; the diagonal is agreement.", svg)]
+        return [
+            Figure(
+                "Which action for which",
+                "Each row is what the student does where the teacher would do that; the diagonal is agreement.",
+                svg,
+            )
+        ]
     if kind == "pairs":
         columns = list(zip(*actions["teacher"], strict=True)), list(zip(*actions["student"], strict=True))
         many = len(columns[0])
         return [
-            Figure(f"Action {i + 1} of {many}" if many > 1 else "The action", f"On the dotted line they agree; R² = {actions['r2'][i]:.3f}.", pictures.pairs(t, s, f"Action {i + 1}"))
+            Figure(
+                f"Action {i + 1} of {many}" if many > 1 else "The action",
+                f"On the dotted line they agree; R² = {actions['r2'][i]:.3f}.",
+                pictures.pairs(t, s, f"Action {i + 1}"),
+            )
             for i, (t, s) in enumerate(zip(*columns, strict=True))
         ][:6]
     return []
@@ -107,13 +134,27 @@ def _calibration(found: Mapping[str, Any]) -> list[Figure]:
     if look(known, "kind") == "choice":
         bins = known["bins"]
         lines = {"teacher’s chance of it": [b["teacher"] for b in bins], "teacher’s first choice": [b["chosen"] for b in bins]}
-        svg = pictures.reliability([b["confidence"] for b in bins], lines, "the student’s confidence", "the teacher’s answer", "Calibration")
+        svg = pictures.reliability(
+            [b["confidence"] for b in bins], lines, "the student’s confidence", "the teacher’s answer", "Calibration"
+        )
         caption = f"On the dotted line the teacher is as sure of the student’s choice as the student is (expected calibration error {known['ece']:.3f}); dashed: how often it is the teacher’s first choice too."
         return [Figure("Is its confidence its teacher’s?", caption, svg)]
     if look(known, "kind") == "interval":
         rows = known["levels"]
-        svg = pictures.reliability([r["level"] for r in rows], {"teacher’s actions": [r["inside"] for r in rows]}, "the student’s central interval", "share inside it", "Calibration")
-        return [Figure("Is its spread its teacher’s?", f"Share of the teacher’s actions inside the student’s intervals; mean gap {known['ece']:.3f}. Above the line the student is less sure than its teacher.", svg)]
+        svg = pictures.reliability(
+            [r["level"] for r in rows],
+            {"teacher’s actions": [r["inside"] for r in rows]},
+            "the student’s central interval",
+            "share inside it",
+            "Calibration",
+        )
+        return [
+            Figure(
+                "Is its spread its teacher’s?",
+                f"Share of the teacher’s actions inside the student’s intervals; mean gap {known['ece']:.3f}. Above the line the student is less sure than its teacher.",
+                svg,
+            )
+        ]
     return []
 
 
@@ -137,7 +178,11 @@ def _first(found: Mapping[str, Any]) -> list[Figure]:
     if not steps:
         return []
     middle = number(look(known, "median"))
-    said = "They never differ." if middle is None else f"In the median episode they first differ at step {short(middle)}; in {known['never']} of {len(steps)} never."
+    said = (
+        "They never differ."
+        if middle is None
+        else f"In the median episode they first differ at step {short(middle)}; in {known['never']} of {len(steps)} never."
+    )
     return [Figure("When they first differ", said, pictures.steps(steps, known["lengths"], "First difference"))]
 
 

@@ -71,7 +71,9 @@ def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.Non
         return None, f"Nothing can be said of the student against its teacher: {only}."
     paired = len(student) == len(teacher)
     if random and not stats.told_apart(teacher, random):
-        cautions.append("teacher and random policy can’t be told apart here, so there is no retention, and this environment shows nothing of the student")
+        cautions.append(
+            "teacher and random policy can’t be told apart here, so there is no retention, and this environment shows nothing of the student"
+        )
         random = []
         if look(run.verdict, "random") is not None:
             return None, "The teacher itself can’t be told from a random policy here, so there is nothing to keep."
@@ -143,7 +145,9 @@ def _advice(run: Reading, answer: str, test: stats.NonInferiority | None, brittl
     if brittle:
         return "Distil it under that disturbance (or on more varied episodes), and measure again."
     reached = look(run.verdict, "reached")
-    spent = {"env_steps": "--env-steps", "labels": "--labels", "seconds": "--seconds", "rounds": "--rounds"}.get(str(look(run.verdict, "ended_by")))
+    spent = {"env_steps": "--env-steps", "labels": "--labels", "seconds": "--seconds", "rounds": "--rounds"}.get(
+        str(look(run.verdict, "ended_by"))
+    )
     if reached is False and spent:
         return f"The run stopped short of its aim when {spent} was spent: give it more, or a larger --student."
     return "Distil for longer (--env-steps), or take a larger --student."

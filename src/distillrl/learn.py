@@ -5,17 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillrl.dataset import Dataset
-from distillrl.errors import Failed
+from distillrl.dataset import NEXT, Dataset
+from distillrl.errors import Failed, Misconfigured
+from distillrl.policies import as_words
 from distillrl.records import Batch, Prediction, Progress, over_states
 
 DOMINATES = 100.0
 """Ratio of two terms' gradients above which a run warns."""
+SEQUENCE = 32
+"""Steps in time order that a student with memory learns from at once (truncated backpropagation through time)."""
+BURN_IN = 8
+"""First steps of a sequence that only fill its memory, where it began in the middle of an episode."""
+SLOW = 0.005
+"""Share by which the slow copy, of which ``next_target`` is asked, follows the student each update (Lillicrap 2016)."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,14 @@ class Gradient:
     """Adam on the sum of the weighted terms, ``updates`` batches a round.
 
     ``average`` (0 to 1) is the decay of an exponential moving average of the weights (Polyak 1992), a student that is
-    steadier than the last iterate; 0 is off. It is this copy that drives, is evaluated and kept. State: both networks,
-    the optimiser, the losses' own weights, the generator.
+    steadier than the last iterate; 0 is off. It is this copy that drives, is evaluated and kept. A term that has an
+    ``own_loss`` (an adversary) is stepped on it by an Adam of its own, after the student. State: the networks, the
+    optimisers, the losses' own weights, the generators of the learner and of the terms that draw.
     """
 
     def __init__(
         self,
-        student: nn.Module,
+        student: Any,
         terms: Sequence[Term],
         *,
         lr: float,
@@ -48,18 +57,32 @@ class Gradient:
         train: str,
         generator: torch.Generator,
     ) -> None:
-        self.student, self.terms = student, tuple(terms)
+        self.student: Any = student
+        self.terms = tuple(terms)
         self.batch, self.updates, self.decay, self.generator = batch, updates, average, generator
-        self.averaged = copy.deepcopy(student) if average else student
+        self.averaged: Any = copy.deepcopy(student) if average else student
         self.count = 0
         modules = [loss for t in terms if isinstance(loss := t.loss, nn.Module)]
+        theirs = {t.name: list(t.loss.own_parameters()) for t in terms if hasattr(t.loss, "own_parameters")}
+        apart = {id(p) for parameters in theirs.values() for p in parameters}
         named = [(n, p) for n, p in student.named_parameters() if _trains(train, n)]
-        self._own = [p for _, p in named] + [p for m in modules for p in m.parameters()]
+        self._own = [p for _, p in named] + [p for m in modules for p in m.parameters() if id(p) not in apart]
+        if not named:
+            parts = sorted({n.split(".")[1] if n.startswith("training_heads.") else n.split(".")[0] for n, _ in student.named_parameters()})
+            raise Misconfigured(f"train = {train!r} names no part of the student that learns; it has {', '.join(parts)}")
+        self._adversaries = {name: torch.optim.Adam(parameters, lr=lr) for name, parameters in theirs.items()}
+        self._train_only(train, [p for _, p in named])
         fused = all(p.device.type in {"cpu", "cuda"} for p in self._own)
         self.optimiser = torch.optim.Adam(self._own, lr=lr, fused=fused)
         self._fast = [p.detach() for _, p in student.named_parameters()]
         self._slow = [p.detach() for _, p in self.averaged.named_parameters()]
-        self._wants = frozenset(w.removeprefix("student.") for t in terms for w in t.wants if w.startswith("student.")) | {"action"}
+        self._wants = as_words(frozenset().union(*(t.wants for t in terms)), "student")
+        self._ahead = frozenset(w for t in terms for w in t.wants if w in {"next", "next_target"})
+        self._remembers = bool(self.student.init(1))
+        if self._remembers and self._ahead:
+            raise Misconfigured("a term that looks at the next state needs a student without memory; take an mlp, or other terms")
+        self._target = copy.deepcopy(student) if "next_target" in self._ahead else None
+        self._target_parameters = [] if self._target is None else [p.detach() for _, p in self._target.named_parameters()]
 
     def learn(self, dataset: Dataset, progress: Progress) -> dict[str, float]:
         """One round of updates; the mean of each weighted term, and its share of the gradient where there are several.
@@ -68,15 +91,16 @@ class Gradient:
         """
         weights = [(t, t.weight(progress)) for t in self.terms]
         sums = torch.zeros(len(weights))
-        rows = dataset.rows[torch.randint(len(dataset.rows), (self.updates * self.batch,), generator=self.generator)]
-        drawn = replace(dataset.at(rows), progress=progress)
+        drawn = None if self._remembers else self._draw(dataset, self.updates * self.batch, progress)
         for u in range(self.updates):
-            batch = _part(drawn, u * self.batch, (u + 1) * self.batch)
-            losses = self._losses(batch, weights)
+            batch = self._draw(dataset, 2 * self.batch, progress) if drawn is None else self._foreseen(_part(drawn, u * self.batch, (u + 1) * self.batch))
+            prediction = self._predict(batch)
+            losses = _weighted(prediction, batch, weights)
             total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
             self.optimiser.step()
+            self._step_adversaries(prediction, batch)
             sums += torch.stack([x.detach() for x in losses])
             self._follow()
         means = sums / max(1, self.updates)
@@ -90,15 +114,51 @@ class Gradient:
 
     def try_out(self, batch: Batch, progress: Progress) -> None:
         """One forward and backward of every term, nothing stepped: a wrong combination fails here, with a sentence."""
-        losses = self._losses(batch, [(t, t.weight(progress)) for t in self.terms])
+        prediction = self._predict(batch)
+        losses = _weighted(prediction, self._foreseen(batch), [(t, t.weight(progress)) for t in self.terms])
         torch.stack(losses).sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
 
-    def _losses(self, batch: Batch, weights: Sequence[tuple[Term, float]]) -> list[Tensor]:
-        prediction, _ = self.student.act(batch.obs, batch.memory, batch.starts, self._wants)  # type: ignore[operator]  # a Policy that is a module
-        return [weight * _mean(term.loss(prediction, batch), batch.weight) for term, weight in weights]
+    def _draw(self, dataset: Dataset, count: int, progress: Progress) -> Batch:
+        """``count`` states, [B]; for a student that remembers about so many in sequences, [T, B]."""
+        if self._remembers:
+            batch = dataset.sequences(SEQUENCE, max(1, count // SEQUENCE), BURN_IN, self.generator)
+        else:
+            rows = dataset.rows[torch.randint(len(dataset.rows), (count,), generator=self.generator)]
+            batch = dataset.at(rows, ahead=bool(self._ahead))
+        return replace(batch, progress=progress)
+
+    def _train_only(self, train: str, parameters: list[Tensor]) -> None:
+        """The rest of the student is frozen while this learner is at work."""
+        mine = {id(p) for p in parameters}
+        for p in self.student.parameters():
+            p.requires_grad_(train == "all" or id(p) in mine)
+
+    def _predict(self, batch: Batch) -> Prediction:
+        prediction, _ = self.student.act(batch.obs, batch.memory, batch.starts, self._wants)
+        return prediction
+
+    @torch.no_grad()
+    def _foreseen(self, batch: Batch) -> Batch:
+        """The batch with the student's and its slow copy's prediction of the next states, where a term wants them."""
+        if not self._ahead:
+            return batch
+        obs = {name[len(NEXT) :]: value for name, value in batch.extra.items() if name.startswith(NEXT)}
+        mine = self.student.act(obs, {}, None, self._wants)[0]
+        slow = None if self._target is None else self._target.act(obs, {}, None, self._wants)[0]  # type: ignore[operator]  # as above
+        return replace(batch, next=mine, next_target=slow)
+
+    def _step_adversaries(self, prediction: Prediction, batch: Batch) -> None:
+        for term in self.terms:
+            if term.name in self._adversaries:
+                optimiser = self._adversaries[term.name]
+                optimiser.zero_grad(set_to_none=True)
+                term.loss.own_loss(over_states(torch.Tensor.detach, prediction), batch).backward()  # type: ignore[attr-defined]  # it has own_parameters
+                optimiser.step()
 
     def _follow(self) -> None:
+        if self._target is not None:
+            torch._foreach_lerp_(self._target_parameters, self._fast, SLOW)
         if not self.decay:
             return
         self.count += 1
@@ -107,9 +167,10 @@ class Gradient:
         torch._foreach_lerp_(self._slow, self._fast, 1 - decay)
 
     def _shares(self, dataset: Dataset, weights: Sequence[tuple[Term, float]], progress: Progress) -> dict[str, float]:
-        losses = self._losses(replace(dataset.draw(self.batch, self.generator), progress=progress), weights)
+        batch = self._foreseen(self._draw(dataset, self.batch, progress))
+        losses = _weighted(self._predict(batch), batch, weights)
         norms = []
-        parameters = list(self.student.parameters())
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
         for loss in losses:
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if loss.requires_grad else []
             norms.append(float(torch.sqrt(sum((g.square().sum() for g in grads if g is not None), torch.zeros(())))))
@@ -124,8 +185,11 @@ class Gradient:
             "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "losses": modules,
+            "adversaries": {name: optimiser.state_dict() for name, optimiser in self._adversaries.items()},
+            "target": {} if self._target is None else self._target.state_dict(),
             "count": self.count,
             "generator": self.generator.get_state(),
+            "generators": {t.name: g.get_state() for t in self.terms if (g := _generator(t)) is not None},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,6 +200,13 @@ class Gradient:
         for term in self.terms:
             if isinstance(term.loss, nn.Module):
                 term.loss.load_state_dict(state["losses"][term.name])
+        for name, optimiser in self._adversaries.items():
+            optimiser.load_state_dict(state["adversaries"][name])
+        if self._target is not None:
+            self._target.load_state_dict(state["target"])
+        for term in self.terms:
+            if (drawn_from := _generator(term)) is not None:
+                drawn_from.set_state(state["generators"][term.name])
         self.count = state["count"]
         self.generator.set_state(state["generator"])
 
@@ -147,6 +218,15 @@ def dominated(metrics: dict[str, float]) -> str | None:
         return None
     big, small = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
     return f"{big} outweighs {small} by more than {DOMINATES:.0f}:1 in the gradient; {small} teaches next to nothing"
+
+
+def _weighted(prediction: Prediction, batch: Batch, weights: Sequence[tuple[Term, float]]) -> list[Tensor]:
+    return [weight * _mean(term.loss(prediction, batch), batch.weight) for term, weight in weights]
+
+
+def _generator(term: Term) -> torch.Generator | None:
+    """The one that a term draws its samples from, if it does."""
+    return term.loss.keywords.get("generator") if isinstance(term.loss, partial) else None
 
 
 def _mean(loss: Tensor, weight: Tensor | None) -> Tensor:

@@ -8,6 +8,11 @@ from typing import Any
 from distillrl import teachers
 from distillrl.policies import Player, acting_parameters
 from distillrl.records import Spec
+from distillrl.students import tree_text
+from distillrl.students.tree import Tree
+
+READABLE = 128
+"""Leaves up to which a tree is shown whole."""
 
 
 def load(source: Any, options: teachers.Options | None = None, spec: Spec | None = None) -> Player:
@@ -32,4 +37,12 @@ def info(source: Any, options: teachers.Options | None = None, spec: Spec | None
         "bytes": path.stat().st_size if path is not None and path.is_file() else None,
         "gives": sorted(policy.gives),
         "sha256": teachers.digest(source),
+        **_explained(policy),
     }
+
+
+def _explained(policy: Any) -> dict[str, Any]:
+    """A tree that a person can read, as text."""
+    if not isinstance(policy, Tree):
+        return {}
+    return {"leaves": policy.leaves, "tree": tree_text.as_text(policy).splitlines() if policy.leaves <= READABLE else []}

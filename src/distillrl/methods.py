@@ -7,7 +7,7 @@ added to any of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distillrl.config import Phase
@@ -47,6 +47,91 @@ def on_policy(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     return (Phase(beta="0", keep="round", sampled=spec.action.kind != "box", terms=_any(gives, spec)),)
 
 
+def viper_tree(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The teacher drives the first round, the tree all later ones; it is grown anew on all states (Bastani 2018, algorithm 1)."""
+    return (Phase(beta="power(0)", first=256, steps=256, terms=_any(gives, spec)),)
+
+
+def dagger_by_episode(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """As dagger, but who drives is drawn once an episode, so that each stretch of states is one policy's own (Ross 2011, section 3.2)."""
+    return (Phase(beta="power(0.7)", by="episode", terms=_any(gives, spec)),)
+
+
+def dart(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The teacher drives with noise in its actions, and its labels show how it recovers (Laskey 2017, algorithm 1, its noise fixed)."""
+    return (Phase(beta="1", noise="0.2", terms=_any(gives, spec)),)
+
+
+def gkd(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Half of the states the teacher's, half the student's, under the Jensen–Shannon divergence (Agarwal 2024, eq. 4)."""
+    _box_needs_distribution(gives, spec, "gkd")
+    return (Phase(beta="0.5", sampled=_samples(spec), terms={"jensen_shannon": "1"}),)
+
+
+def reverse_kl(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The student drives, and settles on one of the things that the teacher does (Gu 2024, section 2.1; Czarnecki 2019)."""
+    _soft(gives, "reverse-kl")
+    _box_needs_distribution(gives, spec, "reverse-kl")
+    sharp = {} if "distribution" in gives else {"teacher_temperature": 0.01}
+    return (Phase(beta="0", keep="round", sampled=_samples(spec), terms={"reverse_kl": {"weight": "1", **sharp}}),)
+
+
+def fitnets(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """As dagger, with the student's last layer held to the teacher's by a learnt map (Romero 2015, eq. 3)."""
+    _features(gives, "fitnets")
+    return (Phase(beta="power(0.7)", terms={**_any(gives, spec), "hint": {"weight": "0.1", "always": True}}),)
+
+
+def actor_mimic(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The student drives: cross-entropy with the teacher's policy, and regression of its features (Parisotto 2016, eq. 4 and 5)."""
+    _features(gives, "actor-mimic")
+    policy = {"mse": "1"} if spec.action.kind == "box" else {"cross_entropy": next(iter(_any(gives, spec).values()))}
+    return (Phase(beta="0", terms={**policy, "feature_regression": "0.01"}),)
+
+
+def viper(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """As dagger, and states count by what is at stake in them (Bastani 2018, algorithm 1; made for trees)."""
+    return (Phase(beta="power(0.7)", critical=True, terms=_any(gives, spec)),)
+
+
+def kickstarting(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The student drives and learns by PPO, beside a policy distillation that fades (Schmitt 2018, eq. 4)."""
+    return (_by_reward({name: _weighted(term, "linear(1, 0)") for name, term in _any(gives, spec).items()}, "0.1"),)
+
+
+def ppd(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Proximal policy distillation: PPO with a constant divergence to the teacher, on the student's own states (Spigler 2024, eq. 4)."""
+    return (_by_reward({name: _weighted(term, "2") for name, term in _any(gives, spec).items()}, "0.1"),)
+
+
+def qdagger(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Q-learning beside a distillation that ends when the student earns what its teacher does (Agarwal 2022, eq. 4)."""
+    if spec.action.kind != "discrete":
+        raise Misconfigured(f"qdagger is for discrete actions, not for {spec.action.kind}: kickstarting and ppd learn by reward there")
+    policy = {name: _weighted(term, "return_ratio(1)") for name, term in _any(gives, spec).items()}
+    return (Phase(beta="power(0.7)", noise="0.05", terms={**policy, "q_learning": "0.1"}),)
+
+
+def distillation_as_reward(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The student samples, and is rewarded by log T(a) − log S(a): the reverse KL by one sample (Yang 2026, eq. 8)."""
+    _soft(gives, "distillation-as-reward")
+    _box_needs_distribution(gives, spec, "distillation-as-reward")
+    return (_student_drives({"distillation_reward": "1"}, average=0.9),)
+
+
+def entropy_regularised(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Reverse KL whose gradient counts where the student's actions lead (Czarnecki 2019, section 3.3)."""
+    _soft(gives, "entropy-regularised")
+    _box_needs_distribution(gives, spec, "entropy-regularised")
+    return (_student_drives({"expected_entropy_regularised": "1"}, average=0.9, gamma=0.5),)
+
+
+def finetune(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Dagger; then the critic alone, the policy frozen; then PPO (Hanna 2017 and Uchendu 2023 on why the critic comes first)."""
+    warm = Phase(beta="0", keep="round", sampled=True, terms={"return_mse": "1"}, train="value", rounds=10, steps=64, average=0.0)
+    return (Phase(beta="power(0.7)", terms=_any(gives, spec), rounds=20), warm, replace(_by_reward({}, "1"), lr=3e-4))
+
+
 def auto(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """What was best over the environments of ``make bench-auto`` (docs/methods.md): aggregated states, the student soon
     driving alone; the teacher's distribution where there are choices, its action where there are quantities.
@@ -59,6 +144,20 @@ METHODS: dict[str, Method] = {
     "behaviour-cloning": Method(behaviour_cloning, "behaviour cloning", "Pomerleau 1991", "teacher", "action", "the student must never drive"),
     "policy-distillation": Method(policy_distillation, "policy distillation", "Rusu 2016, 1511.06295", "teacher", "distribution or q", "the student must never drive, and the teacher tells its probabilities"),
     "dagger": Method(dagger, "dataset aggregation", "Ross 2011, 1011.0686", "mixture", "action", "the teacher can be asked anywhere"),
+    "viper-tree": Method(viper_tree, "a tree by imitation", "Bastani 2018, 1805.08328", "teacher, then student", "action", "the student is a tree"),
+    "dagger-by-episode": Method(dagger_by_episode, "dataset aggregation by episode", "Ross 2011, 1011.0686", "mixture by episode", "action", "as dagger, where a state only makes sense along one policy's way"),
+    "dart": Method(dart, "noise-injected teacher", "Laskey 2017, 1703.09327", "teacher with noise", "action", "the student must never drive, and errors must be unlearnt"),
+    "gkd": Method(gkd, "generalised knowledge distillation", "Agarwal 2024, 2306.13649", "half teacher, half student", "action; for a box: distribution", "odd states must not rule the loss"),
+    "reverse-kl": Method(reverse_kl, "on-policy reverse KL", "Gu 2024, 2306.08543; Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "the student is too small for all that the teacher does"),
+    "fitnets": Method(fitnets, "hints", "Romero 2015, 1412.6550", "mixture", "action and features", "the teacher is a network whose layers are known"),
+    "actor-mimic": Method(actor_mimic, "policy and feature regression", "Parisotto 2016, 1511.06342", "student", "action and features", "the student is to learn other tasks later"),
+    "viper": Method(viper, "critical states first", "Bastani 2018, 1805.08328", "mixture", "action", "few states decide: trees, and students that are very small"),
+    "kickstarting": Method(kickstarting, "kickstarting", "Schmitt 2018, 1803.03835", "student", "action", "the student may pass its teacher, and steps are cheap"),
+    "ppd": Method(ppd, "proximal policy distillation", "Spigler 2024, 2407.15134", "student", "action", "as kickstarting, but it stays near its teacher"),
+    "qdagger": Method(qdagger, "QDagger", "Agarwal 2022, 2206.01626", "mixture with noise", "action; discrete actions only", "the student is to know Q-values, and go on by Q-learning"),
+    "distillation-as-reward": Method(distillation_as_reward, "the teacher's opinion as reward", "Yang 2026, 2602.12125", "student", "distribution or q; for a box: distribution", "to reach past the teacher, with scale above 1"),
+    "entropy-regularised": Method(entropy_regularised, "expected entropy regularised distillation", "Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "where the student's own actions lead must count"),
+    "finetune": Method(finetune, "dagger, critic, then PPO", "Uchendu 2023, 2204.02372", "mixture, then student", "action", "the student is to go on by reward after it was distilled"),
     "on-policy": Method(on_policy, "on-policy distillation", "Czarnecki 2019, 1902.02186", "student", "action", "steps are cheap, memory is dear"),
 }
 
@@ -70,13 +169,47 @@ def expand(name: str, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     return METHODS[name].expand(gives, spec)
 
 
+def _samples(spec: Spec) -> bool:
+    return spec.action.kind != "box"
+
+
+def _student_drives(terms: dict[str, Any], average: float = 0.99, gamma: float = 0.99) -> Phase:
+    """Phase of a student that plays samples and learns from them alone, as policy gradients must."""
+    return Phase(beta="0", keep="round", sampled=True, terms=terms, average=average, gamma=gamma)
+
+
+def _by_reward(beside: dict[str, Any], weight: str) -> Phase:
+    """PPO with its critic (Schulman 2017), beside other terms."""
+    reward = {"ppo_clip": weight, "return_mse": "0.5", "entropy": "0.001"}
+    return Phase(beta="0", keep="round", sampled=True, terms={**beside, **reward}, average=0.0)
+
+
+def _weighted(term: Any, weight: str) -> dict[str, Any]:
+    """The term with its own options, under another weight."""
+    return {**(term if isinstance(term, dict) else {}), "weight": weight}
+
+
+def _lacks(what: str, gives: frozenset[str], who: str) -> Missing:
+    others = ", ".join(name for name, m in METHODS.items() if m.needs == "action")
+    return Missing(f"{who} needs {what}, but this teacher gives only {' and '.join(f'`{g}`' for g in sorted(gives))}; these methods would do: {others}")
+
+
+def _features(gives: frozenset[str], who: str) -> None:
+    if not any(g.startswith("features.") for g in gives):
+        raise _lacks("`features`", gives, who)
+
+
+def _box_needs_distribution(gives: frozenset[str], spec: Spec, who: str) -> None:
+    if spec.action.kind == "box" and "distribution" not in gives:
+        raise _lacks("`distribution`", gives, who)
+
+
 def _soft(gives: frozenset[str], who: str) -> dict[str, Any]:
     if "distribution" in gives:
         return {"forward_kl": "1"}
     if "q" in gives:
         return {"forward_kl": {"weight": "1", "teacher_temperature": 0.01}}
-    others = ", ".join(name for name, m in METHODS.items() if m.needs == "action")
-    raise Missing(f"{who} needs `distribution` or `q`, but this teacher gives only {' and '.join(f'`{g}`' for g in sorted(gives))}; these methods would do: {others}")
+    raise _lacks("`distribution` or `q`", gives, who)
 
 
 def _any(gives: frozenset[str], spec: Spec) -> dict[str, Any]:

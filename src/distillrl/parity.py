@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distillrl import evaluation, stats
 from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import Misconfigured
 from distillrl.exporting import Export, loaded_with_passport, opened
 from distillrl.policies import ACTION, Memory, Policy, agreement
 from distillrl.records import Prediction, Spec
@@ -118,6 +119,8 @@ def check(exported: Export, policy: Any, env: Any, *, states: int = 10_000, epis
     ``env`` is a gymnasium id, a function that makes one, or EnvOptions. ``episodes`` 0 plays none. Raises Missing where
     what runs the export isn't here.
     """
+    if exported.sampled:
+        raise Misconfigured("check compares most likely actions; this export samples, so export it once more without --sampled to check it")
     loaded, _ = loaded_with_passport(policy)
     options = env if isinstance(env, EnvOptions) else EnvOptions(env)
     other = opened(exported, loaded)

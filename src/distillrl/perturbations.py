@@ -182,9 +182,14 @@ class Perturbed:
 
 
 def _within(x: Tensor, like: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Numbers of the kind and inside the bounds that the observation has."""
-    x = x if low is None or high is None else x.clamp(low, high)
-    return x.to(like.dtype) if like.is_floating_point() else x.round().to(like.dtype)
+    """Numbers of the kind that the observation has; whole ones (an image) are rounded and stay inside their bounds.
+
+    Real ones are not clipped: an environment's declared bounds are often not those of what it gives (EnvPool's aren't).
+    """
+    if like.is_floating_point():
+        return x.to(like.dtype)
+    x = x.round()
+    return (x if low is None or high is None else x.clamp(low, high)).to(like.dtype)
 
 
 def _detached(action: Action) -> Action:

@@ -38,6 +38,7 @@ COLOURS = {
 MARKERS = {"teacher": "s", "student": "o", "random": "^"}
 DASHES: dict[str, Any] = {"teacher": (0, (4, 2)), "student": "-", "random": (0, (1, 1.5))}
 SERIES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 2)), (0, (6, 1, 1, 1, 1, 1)))
+_MARGINS = {"left": 0.2, "right": 0.965, "bottom": 0.185, "top": 0.91}
 _MOST_DOTS = 400
 _EDGES = (0.01, 0.05, 0.15, 0.4)
 """Between the five strengths of a difference in a map."""
@@ -92,7 +93,8 @@ def _axes() -> Iterator[tuple[Any, Any]]:
         "axes.unicode_minus": True,
     }
     with matplotlib.rc_context(style):
-        fig = figure.Figure(figsize=SIZE, layout="constrained")
+        fig = figure.Figure(figsize=SIZE)
+        fig.subplots_adjust(**_MARGINS)  # fixed: measuring the text first would take as long as drawing it
         yield fig, fig.add_subplot()
 
 
@@ -104,8 +106,14 @@ def _svg(fig: Any, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">' + f"<title>{escape(title)}</title>", text, count=1)
-    text = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|PathCollection|LineCollection|PolyCollection|FillBetweenPolyCollection|QuadMesh)_\d+"', "", text)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">' + f"<title>{escape(title)}</title>", text, count=1
+    )
+    text = re.sub(
+        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|PathCollection|LineCollection|PolyCollection|FillBetweenPolyCollection|QuadMesh)_\d+"',
+        "",
+        text,
+    )
     text = re.sub(r"font: ?(?:[a-z]+ )?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     for name, stand_in in COLOURS.items():
         text = text.replace(stand_in, f"var(--{name})")
@@ -117,13 +125,22 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str, roles: bool = False, log: bool = False) -> str:
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str, roles: bool = False, log: bool = False
+) -> str:
     """Lines over a common x; with ``roles`` the names are teacher, student, random and are drawn as such."""
     with _axes() as (fig, ax):
         for i, (name, (xs, ys)) in enumerate(series.items()):
             colour = COLOURS[name] if roles else COLOURS["student" if i == 0 else "teacher" if i == 1 else "ink"]
             few = len(xs) <= 30
-            ax.plot(xs, ys, color=colour, linestyle=DASHES[name] if roles else SERIES[i % len(SERIES)], marker=(MARKERS[name] if roles else "o") if few else None, label=name)
+            ax.plot(
+                xs,
+                ys,
+                color=colour,
+                linestyle=DASHES[name] if roles else SERIES[i % len(SERIES)],
+                marker=(MARKERS[name] if roles else "o") if few else None,
+                label=name,
+            )
         if log and all(v > 0 for _, ys in series.values() for v in ys):
             ax.set_yscale("log")
         ax.set_xlabel(x)
@@ -179,7 +196,9 @@ def confusion(counts: Sequence[Sequence[float]], names: Sequence[str], title: st
         return _svg(fig, title)
 
 
-def pairs(teacher: Sequence[float], student: Sequence[float], title: str, axes: tuple[str, str] = ("the teacher’s action", "the student’s")) -> str:
+def pairs(
+    teacher: Sequence[float], student: Sequence[float], title: str, axes: tuple[str, str] = ("the teacher’s action", "the student’s")
+) -> str:
     """The student's number against the teacher's, with the line of equality."""
     with _axes() as (fig, ax):
         both = np.concatenate([np.asarray(teacher), np.asarray(student)])
@@ -217,6 +236,7 @@ def scatter(at: Sequence[Sequence[float]], distance: Sequence[float], x: str, y:
                 ax.plot([], [], "o", color=COLOURS[f"heat{i}"], markersize=1.5 + 0.8 * i, label=f"{(0, *_EDGES)[i]:g}–{(*_EDGES, 1)[i]:g}")
         ax.set_xlabel(x)
         ax.set_ylabel(y)
+        fig.subplots_adjust(right=0.76)
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="difference", title_fontsize=7, handletextpad=0.2, borderpad=0)
         ax.autoscale_view()
         return _svg(fig, title)
@@ -263,7 +283,14 @@ def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> s
         for row in rows:
             ax.vlines([row["x"]], [row["low"]], [row["high"]], color=COLOURS["teacher" if row.get("teacher") else "student"], linewidth=1)
             size = 3 + 7 * ((row.get("latency") or 0) / slowest) ** 0.5
-            ax.plot([row["x"]], [row["y"]], MARKERS["teacher" if row.get("teacher") else "student"], markersize=size, markerfacecolor="none", color=COLOURS["teacher" if row.get("teacher") else "student"])
+            ax.plot(
+                [row["x"]],
+                [row["y"]],
+                MARKERS["teacher" if row.get("teacher") else "student"],
+                markersize=size,
+                markerfacecolor="none",
+                color=COLOURS["teacher" if row.get("teacher") else "student"],
+            )
             ax.annotate(str(row["label"]), (row["x"], row["y"]), xytext=(5, 4), textcoords="offset points", fontsize=7)
         ax.set_xscale("log")
         ax.margins(0.12)
@@ -277,7 +304,9 @@ def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> s
         return _svg(fig, title)
 
 
-def bands(x: Sequence[float], lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], names: tuple[str, str], title: str) -> str:
+def bands(
+    x: Sequence[float], lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], names: tuple[str, str], title: str
+) -> str:
     """Performance profiles: value, low and high of each over common thresholds."""
     with _axes() as (fig, ax):
         for i, (name, (value, low, high)) in enumerate(lines.items()):

@@ -18,6 +18,12 @@ Memory = dict[str, Tensor]
 ACTION: frozenset[str] = frozenset({"action"})
 
 
+def as_words(wants: frozenset[str], whose: str) -> frozenset[str]:
+    """An objective's ``teacher.features[pi]`` → ``features.pi``, a policy's word for it; those of ``whose`` alone, and the action."""
+    mine = {w.removeprefix(f"{whose}.") for w in wants if w.startswith(f"{whose}.")}
+    return frozenset(w.replace("features[", "features.").rstrip("]") for w in mine) | ACTION
+
+
 class Policy(Protocol):
     """A policy: teacher and student give the same record for the same question."""
 
@@ -153,10 +159,9 @@ def agreement(mine: Prediction, theirs: Prediction, spread: Tensor | None = None
 
 def _lead(prediction: Prediction) -> int:
     action = prediction.action
-    value = action.logits[..., 0] if hasattr(action, "logits") else None
-    if value is not None:
-        return value.dim()
     assert action is not None
+    if hasattr(action, "logits"):
+        return int(action.logits.dim()) - 1
     return action.mode.dim() - (1 if isinstance(action, Gaussian) else 0)
 
 

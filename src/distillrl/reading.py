@@ -126,7 +126,11 @@ def _metrics(path: Path, problems: list[str]) -> tuple[Mapping[str, Any], ...]:
             if isinstance(value, float) and not math.isfinite(value):
                 broken.setdefault(key, i)
         rows.append({k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))})
-    problems.extend(f"{path.name}: {key} is NaN or infinite from round {rows[i].get('round', i)} on or now and then" for key, i in broken.items() if i < len(rows))
+    problems.extend(
+        f"{path.name}: {key} is NaN or infinite from round {rows[i].get('round', i)} on or now and then"
+        for key, i in broken.items()
+        if i < len(rows)
+    )
     if not rows:
         problems.append(f"{path.name} holds no round yet, so there are no learning curves")
     return tuple(rows)

@@ -252,7 +252,7 @@ def over_states(fn: Callable[..., Tensor], first: Record, *others: Record) -> Re
             if not f.metadata.get("static")
         }
         return dataclasses.replace(first, **changed)
-    return fn(first, *others)
+    return fn(first, *others)  # type: ignore[return-value]  # a tensor in, a tensor out
 
 
 def tensors(record: Any, prefix: str = "") -> dict[str, Tensor]:

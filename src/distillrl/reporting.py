@@ -32,8 +32,8 @@ def report(
 ) -> Path:
     """Write the page of a run (by default ``report.html`` in its folder) and return its path.
 
-    ``measure``: "quick" measures fidelity and robustness for some seconds where that wasn't done before, "full" all of
-    it anew, "none" nothing. ``margin``: how much worse than its teacher a student may be, in shares of the teacher's
+    ``measure``: "quick" measures fidelity and robustness for some seconds where that wasn't done before (or ``unseen`` is
+    given), "full" all of it anew, "none" nothing. ``margin``: how much worse than its teacher a student may be, in shares of the teacher's
     return above random play. ``teacher``, ``env``, ``unseen``, ``physics``: see ``evidence.gather``. What is missing or
     damaged in the folder becomes a sentence on the page. Raises Misconfigured where it is no run folder, Missing without
     jinja2 or matplotlib.
@@ -45,7 +45,7 @@ def report(
     template = _template()
     run = read(run_folder)
     trouble: tuple[str, ...] = ()
-    if measure == "full" or (measure == "quick" and not run.evidence and run.digest is not None):
+    if measure == "full" or (measure == "quick" and (not run.evidence or unseen) and run.digest is not None):
         from distillrl.evidence import gather
 
         try:
@@ -65,12 +65,22 @@ def _template() -> Any:
     except ImportError:
         raise Missing("a report needs jinja2 and matplotlib: pip install 'distillrl[report]'") from None
     places = jinja2.PackageLoader("distillrl", "templates")
-    return jinja2.Environment(loader=places, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False).get_template("page.html.j2")
+    return jinja2.Environment(loader=places, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False).get_template(
+        "page.html.j2"
+    )
 
 
 def _page(run: Reading, judgement: Judgement, trouble: tuple[str, ...]) -> dict[str, Any]:
     """Everything that the template names."""
-    builders = (sections.returns, findings.fidelity, findings.strange, findings.robustness, findings.generalisation, sections.learning, sections.cost)
+    builders = (
+        sections.returns,
+        findings.fidelity,
+        findings.strange,
+        findings.robustness,
+        findings.generalisation,
+        sections.learning,
+        sections.cost,
+    )
     parts: list[Section] = [part for build in builders if (part := build(run)) is not None]
     cautions = (*judgement.cautions, *trouble)
     if cautions:
@@ -85,7 +95,12 @@ def _page(run: Reading, judgement: Judgement, trouble: tuple[str, ...]) -> dict[
         "name": run.name,
         "subtitle": f"{student} on {env}",
         "version": distillrl.__version__,
-        "banner": {"answer": judgement.answer, "sign": SIGNS[judgement.answer], "headline": judgement.headline, "sentences": judgement.sentences},
+        "banner": {
+            "answer": judgement.answer,
+            "sign": SIGNS[judgement.answer],
+            "headline": judgement.headline,
+            "sentences": judgement.sentences,
+        },
         "keys": _keys(run),
         "sections": parts,
         "few": any(cell.few for part in parts for table in part.tables for row in table.rows for cell in row),
@@ -108,10 +123,18 @@ def _keys(run: Reading) -> list[dict[str, str]]:
     for key, name, unit in (("parameters", "Parameters", ""), ("latency_us", "One state", " µs")):
         mine, theirs = number(look(run.verdict, "student", key)), number(look(run.verdict, "teacher", key))
         if mine is not None:
-            found.append({"name": name, "value": f"{short(mine)}{unit}", "more": f"teacher {short(theirs)}{unit}" if theirs is not None else ""})
+            found.append(
+                {"name": name, "value": f"{short(mine)}{unit}", "more": f"teacher {short(theirs)}{unit}" if theirs is not None else ""}
+            )
     if (steps := number(run.verdict.get("env_steps"))) is not None:
         work = number(look(run.verdict, "seconds", "work"))
-        found.append({"name": "Made with", "value": f"{steps:,.0f}", "more": "environment steps" + (f", {short(work, 3)} s" if work is not None else "")})
+        found.append(
+            {
+                "name": "Made with",
+                "value": f"{steps:,.0f}",
+                "more": "environment steps" + (f", {short(work, 3)} s" if work is not None else ""),
+            }
+        )
     return found
 
 
@@ -120,13 +143,18 @@ def _video(run: Reading) -> Section | None:
         return None
     kind = "video/mp4" if run.video.suffix == ".mp4" else "image/gif"
     data = f"data:{kind};base64,{base64.b64encode(run.video.read_bytes()).decode()}"
-    figure = Figure("Teacher and student, the same episode", video=data) if kind == "video/mp4" else Figure("Teacher and student, the same episode", image=data, alt="Teacher and student side by side")
+    figure = (
+        Figure("Teacher and student, the same episode", video=data)
+        if kind == "video/mp4"
+        else Figure("Teacher and student, the same episode", image=data, alt="Teacher and student side by side")
+    )
     return Section("video", "Watch them", figures=(figure,))
 
 
 def _sentence(text: str) -> str:
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ")")) else ".")
+    named = any(mark in text.split(" ", 1)[0] for mark in "./_")  # a file's or a metric's name stays as it is
+    return (text if named else text[:1].upper() + text[1:]) + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def compare(runs: Sequence[str | Path], out: str | Path = "compare.html") -> Path:

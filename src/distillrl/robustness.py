@@ -103,24 +103,30 @@ def measure(
 
 
 @torch.inference_mode()
-def observation_scale(policy: Policy, options: EnvOptions, seed: int, ticks: int = 256, slots: int = 16) -> dict[str, Tensor]:
-    """{group: [...shape]} standard deviation of each number while ``policy`` plays; one for all of an image's pixels."""
+def observation_scale(policy: Policy, options: EnvOptions, seed: int, ticks: int = 2048, slots: int = 16) -> dict[str, Tensor]:
+    """{group: [...shape]} standard deviation of each number while ``policy`` plays; one for all of an image's pixels.
+
+    Until every slot has seen an end (what moves only at the end of an episode must have moved), ``ticks`` at most.
+    """
     vector = envs.make(options, envs.slots_of(options, slots), Seeds(seed, "dry"))
     try:
         memory, starts = policy.init(vector.n), torch.ones(vector.n, dtype=torch.bool)
         obs = {k: torch.as_tensor(v) for k, v in vector.reset().items()}
         sums = {k: [torch.zeros(v.shape[1:], dtype=torch.float64) for _ in range(2)] for k, v in obs.items()}
-        for _ in range(ticks):
+        over, count = np.zeros(vector.n, dtype=bool), 0
+        while count < ticks and not over.all():
+            count += 1
             for k, v in obs.items():
                 sums[k][0] += v.double().sum(0)
                 sums[k][1] += v.double().square().sum(0)
             prediction, memory = policy.act(obs, memory, starts, ACTION)
             new, _, terminated, truncated = vector.step(to_environment(played(prediction, sampled=False), vector.spec))
+            over |= terminated | truncated
             starts = torch.from_numpy(terminated | truncated)
             obs = {k: torch.as_tensor(v) for k, v in new.items()}
     finally:
         vector.close()
-    count = ticks * vector.n
+    count *= vector.n
     spread = {k: (second / count - (first / count).square()).clamp_min(0).sqrt().float() for k, (first, second) in sums.items()}
     return {k: v.square().mean().sqrt().expand_as(v).clone() if v.dim() > 1 else v for k, v in spread.items()}
 
@@ -147,7 +153,12 @@ def _returns(
 
 
 def _curve(condition: _Condition, clean: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
-    usual = {"level": condition.usual, "excess": None, "teacher_lost": 0.0, **{who: _interval(stats.mean_interval(r, seed)) for who, r in clean.items()}}
+    usual = {
+        "level": condition.usual,
+        "excess": None,
+        "teacher_lost": 0.0,
+        **{who: _interval(stats.mean_interval(r, seed)) for who, r in clean.items()},
+    }
     return {"name": condition.group, "unit": condition.unit, "usual": condition.usual, "points": [usual]}
 
 

@@ -127,16 +127,43 @@ def returns(run: Reading) -> Section | None:
             cells = [with_interval(interval_of(i), few=few) for i in (mean, middle, tail)]
             rows.append((Cell(who), cells[0], plain(np.median(x)), cells[1], cells[2], plain(x.min()), plain(len(x))))
         elif (known := look(run.verdict, who, "return")) is not None:
-            rows.append((Cell(who), with_interval(known), Cell("–"), Cell("–"), Cell("–"), plain(look(known, "worst")), plain(look(known, "episodes"))))
+            rows.append(
+                (
+                    Cell(who),
+                    with_interval(known),
+                    Cell("–"),
+                    Cell("–"),
+                    Cell("–"),
+                    plain(look(known, "worst")),
+                    plain(look(known, "episodes")),
+                )
+            )
         if (sampled := look(run.verdict, who, "return_sampled")) is not None and who != "random":
-            rows.append((Cell(f"{who}, sampled"), with_interval(sampled), Cell("–"), Cell("–"), Cell("–"), plain(look(sampled, "worst")), plain(look(sampled, "episodes"))))
+            rows.append(
+                (
+                    Cell(f"{who}, sampled"),
+                    with_interval(sampled),
+                    Cell("–"),
+                    Cell("–"),
+                    Cell("–"),
+                    plain(look(sampled, "worst")),
+                    plain(look(sampled, "episodes")),
+                )
+            )
     if not rows:
         return None
     columns = ("who plays", "mean", "median", "interquartile mean", "worst 5 %", "worst episode", "episodes")
     figures: tuple[Figure, ...] = ()
     if samples:
-        svg = pictures.dots(samples, intervals, "return of an episode", "Returns of each episode: " + ", ".join(f"{w} {short(v[0])} on average" for w, v in intervals.items()))
-        figures = (Figure("Every episode", "Each dot is an episode, the bar below it the mean with its 95 % interval. Most likely actions.", svg),)
+        svg = pictures.dots(
+            samples,
+            intervals,
+            "return of an episode",
+            "Returns of each episode: " + ", ".join(f"{w} {short(v[0])} on average" for w, v in intervals.items()),
+        )
+        figures = (
+            Figure("Every episode", "Each dot is an episode, the bar below it the mean with its 95 % interval. Most likely actions.", svg),
+        )
     pair = _pair(run)
     return Section("return", "Return", "", tuple(pair), figures + _differences(run), (Table(columns, tuple(rows)),))
 
@@ -148,9 +175,15 @@ def _pair(run: Reading) -> list[str]:
     said = []
     if len(student) == len(teacher):
         gap = stats.paired_difference(student, teacher, 0)
-        said.append(f"On the same episodes the student’s return is {short(gap.value, 3)} above its teacher’s ({short(gap.low, 3)} … {short(gap.high, 3)})." if gap.value >= 0 else f"On the same episodes the student’s return is {short(-gap.value, 3)} below its teacher’s ({short(-gap.high, 3)} … {short(-gap.low, 3)}).")
+        said.append(
+            f"On the same episodes the student’s return is {short(gap.value, 3)} above its teacher’s ({short(gap.low, 3)} … {short(gap.high, 3)})."
+            if gap.value >= 0
+            else f"On the same episodes the student’s return is {short(-gap.value, 3)} below its teacher’s ({short(-gap.high, 3)} … {short(-gap.low, 3)})."
+        )
     better = stats.probability_of_improvement([student], [teacher], 0)
-    said.append(f"An episode of the student’s beats one of the teacher’s with probability {better.value:.0%} ({better.low:.0%} … {better.high:.0%}).")
+    said.append(
+        f"An episode of the student’s beats one of the teacher’s with probability {better.value:.0%} ({better.low:.0%} … {better.high:.0%})."
+    )
     tails = [float(stats.cvar(np.asarray(x))) for x in (student, teacher)]
     said.append(f"The worst 5 % of episodes return {short(tails[0])} on average, the teacher’s {short(tails[1])}.")
     return said
@@ -160,8 +193,19 @@ def _differences(run: Reading) -> tuple[Figure, ...]:
     student, teacher = run.returns("student"), run.returns("teacher")
     if len(student) != len(teacher) or len(student) < 2:
         return ()
-    svg = pictures.pairs(teacher, student, "The student's return against the teacher's, episode by episode", ("the teacher’s return", "the student’s, same episode"))
-    return (Figure("The same episode, twice", "On the dotted line both earn the same; dots below it are episodes that the student plays worse.", svg),)
+    svg = pictures.pairs(
+        teacher,
+        student,
+        "The student's return against the teacher's, episode by episode",
+        ("the teacher’s return", "the student’s, same episode"),
+    )
+    return (
+        Figure(
+            "The same episode, twice",
+            "On the dotted line both earn the same; dots below it are episodes that the student plays worse.",
+            svg,
+        ),
+    )
 
 
 def learning(run: Reading) -> Section | None:
@@ -172,19 +216,47 @@ def learning(run: Reading) -> Section | None:
     figures = []
     played = _series(rows, {"student": "return.student", "teacher": "return.teacher"})
     if played:
-        figures.append(Figure("Return on the selecting seeds", "These episodes chose the student that was kept; they don’t measure it.", pictures.curves(played, "environment steps", "return", "Return while learning", roles=True)))
+        figures.append(
+            Figure(
+                "Return on the selecting seeds",
+                "These episodes chose the student that was kept; they don’t measure it.",
+                pictures.curves(played, "environment steps", "return", "Return while learning", roles=True),
+            )
+        )
     for names, title, y, caption in (
-        ({"agreement": "agreement"}, "Agreement", "share of states", "How often the student would have done what its teacher did, on the round’s states."),
-        ({"retention": "retention"}, "Retention", "share of the teacher’s return", "(student − random) / (teacher − random) on the selecting seeds."),
+        (
+            {"agreement": "agreement"},
+            "Agreement",
+            "share of states",
+            "How often the student would have done what its teacher did, on the round’s states.",
+        ),
+        (
+            {"retention": "retention"},
+            "Retention",
+            "share of the teacher’s return",
+            "(student − random) / (teacher − random) on the selecting seeds.",
+        ),
     ):
         if found := _series(rows, names):
             figures.append(Figure(title, caption, pictures.curves(found, "environment steps", y, title)))
     terms = sorted({k[5:] for row in rows for k in row if k.startswith("term.")})
     for name in terms:
         if found := _series(rows, {name: f"term.{name}"}):
-            figures.append(Figure(f"Term: {name}", "As weighted, the mean of each round’s updates.", pictures.curves(found, "environment steps", "loss × weight", f"The term {name}", log=True)))
+            figures.append(
+                Figure(
+                    f"Term: {name}",
+                    "As weighted, the mean of each round’s updates.",
+                    pictures.curves(found, "environment steps", "loss × weight", f"The term {name}", log=True),
+                )
+            )
     if shares := _series(rows, {k[6:]: k for row in rows for k in row if k.startswith("share.")}):
-        figures.append(Figure("Who moves the student", "Each term’s share of the gradient.", pictures.curves(shares, "environment steps", "share", "Shares of the gradient")))
+        figures.append(
+            Figure(
+                "Who moves the student",
+                "Each term’s share of the gradient.",
+                pictures.curves(shares, "environment steps", "share", "Shares of the gradient"),
+            )
+        )
     if not figures:
         return None
     return Section("learning", "How it learned", figures=tuple(figures), tables=_milestones(rows))
@@ -205,31 +277,59 @@ def _milestones(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
     for aim in (0.9, 0.95, 0.99):
         first = next((r for r in rows if (number(r.get("retention")) or -1) >= aim), None)
         if first is not None:
-            found.append((Cell(f"{aim:.0%}", aim), plain(first.get("env_steps")), plain(first.get("labels")), plain(first.get("seconds"), 3), plain(first.get("round"))))
+            found.append(
+                (
+                    Cell(f"{aim:.0%}", aim),
+                    plain(first.get("env_steps")),
+                    plain(first.get("labels")),
+                    plain(first.get("seconds"), 3),
+                    plain(first.get("round")),
+                )
+            )
     columns = ("retention reached", "environment steps", "teacher labels", "seconds", "round")
-    return (Table(columns, tuple(found), "When it first reached so much of its teacher’s return, on the selecting seeds."),) if found else ()
+    return (
+        (Table(columns, tuple(found), "When it first reached so much of its teacher’s return, on the selecting seeds."),) if found else ()
+    )
 
 
 def cost(run: Reading) -> Section | None:
     """What teacher and student take to run, and what the student took to make."""
-    rows = []
-    for name, key, digits in (("parameters", "parameters", 6), ("bytes of the file", "bytes", 9), ("µs for one state", "latency_us", 4)):
-        mine, theirs = number(look(run.verdict, "student", key)), number(look(run.verdict, "teacher", key))
-        if mine is not None or theirs is not None:
-            ratio = theirs / mine if mine and theirs else None
-            rows.append((Cell(name), plain(theirs, digits), plain(mine, digits), Cell(f"{ratio:.3g}" if ratio else "–", ratio)))
+    measured = [
+        (name, number(look(run.verdict, "teacher", key)), number(look(run.verdict, "student", key)))
+        for name, key in (("parameters", "parameters"), ("bytes of the file", "bytes"), ("µs for one state, the least", "latency_us"))
+    ]
+    known = look(run.evidence, "costs")
+    adds = ("multiply_adds",)
+    measured.append(("multiply-adds for one state", number(look(known, "teacher", *adds)), number(look(known, "student", *adds))))
+    for batch, what in (("1", "p50"), ("1", "p99"), ("64", "p50"), ("1024", "p50")):
+        name, place = f"µs for {'one state' if batch == '1' else f'{batch} states at once'}, {what}", ("latency_us", batch, what)
+        measured.append((name, number(look(known, "teacher", *place)), number(look(known, "student", *place))))
+    rows = [
+        (Cell(name), plain(theirs, 9 if theirs and theirs > 1e4 else 4), plain(mine, 9 if mine and mine > 1e4 else 4), _ratio(theirs, mine))
+        for name, theirs, mine in measured
+        if mine is not None or theirs is not None
+    ]
     tables = [Table(("", "teacher", "student", "teacher ÷ student"), tuple(rows), sortable=False)] if rows else []
-    spent = [(Cell(name), plain(look(run.verdict, *keys), digits)) for name, keys, digits in (
-        ("environment steps", ("env_steps",), 9),
-        ("teacher labels", ("teacher_labels",), 9),
-        ("rounds", ("rounds",), 9),
-        ("seconds of work", ("seconds", "work"), 3),
-        ("seconds of selecting", ("seconds", "selecting"), 3),
-        ("seconds in all, imports too", ("seconds", "with_imports"), 3),
-    ) if number(look(run.verdict, *keys)) is not None]
+    spent = [
+        (Cell(name), plain(look(run.verdict, *keys), digits))
+        for name, keys, digits in (
+            ("environment steps", ("env_steps",), 9),
+            ("teacher labels", ("teacher_labels",), 9),
+            ("rounds", ("rounds",), 9),
+            ("seconds of work", ("seconds", "work"), 3),
+            ("seconds of selecting", ("seconds", "selecting"), 3),
+            ("seconds in all, imports too", ("seconds", "with_imports"), 3),
+        )
+        if number(look(run.verdict, *keys)) is not None
+    ]
     if spent:
         tables.append(Table(("spent on", ""), tuple(spent), sortable=False))
     return Section("cost", "Cost", tables=tuple(tables)) if tables else None
+
+
+def _ratio(theirs: float | None, mine: float | None) -> Cell:
+    ratio = theirs / mine if mine and theirs else None
+    return Cell(f"{ratio:.3g}" if ratio else "–", ratio)
 
 
 def passport(run: Reading) -> Section:

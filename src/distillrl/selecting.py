@@ -29,6 +29,7 @@ def spent_budget(config: Config, state: State) -> str:
 
 
 def evaluation_due(state: State) -> bool:
+    """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps."""
     if not state.baseline:
         return state.progress.env_steps >= 4096
     each = state.evaluation_steps / max(1, state.evaluations)

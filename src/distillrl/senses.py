@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillrl.errors import Misconfigured, nearest
+from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
 from distillrl.policies import Memory
 from distillrl.records import Group
+from distillrl.wrapping import First, Join, RemainingTime
 
 
 class Step(Protocol):
@@ -268,76 +270,7 @@ class Stack(nn.Module):
         return out
 
 
-class First(nn.Module):
-    """The first ``keep`` numbers of a group [..., F], then zeros up to ``width``: what came behind was always zero in training."""
-
-    kind = "first"
-
-    def __init__(self, group: str, keep: int, width: int) -> None:
-        super().__init__()
-        self.group, self.keep, self.width = group, int(keep), int(width)
-
-    def options(self) -> dict[str, Any]:
-        """The group and both numbers."""
-        return {"group": self.group, "keep": self.keep, "width": self.width}
-
-    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
-        """``width`` numbers."""
-        before = groups.get(self.group)
-        if before is None or len(before.shape) != 1 or before.shape[0] < self.keep:
-            raise Misconfigured(f"the first {self.keep} numbers of {self.group!r} are wanted; the observation has {before}")
-        return {**groups, self.group: Group((self.width,), before.dtype)}
-
-    def init(self, n: int) -> Memory:
-        """None."""
-        return {}
-
-    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
-        """[..., F] → [..., width]"""
-        return {**groups, self.group: F.pad(groups[self.group][..., : self.keep], (0, self.width - self.keep))}
-
-
-class RemainingTime(nn.Module):
-    """One number more at the end of a group [..., F]: the share of the episode's ``limit`` steps that is left, 1 at its start.
-
-    (sb3-contrib's TimeFeatureWrapper; Pardo 2018.)
-    """
-
-    kind = "remaining_time"
-
-    def __init__(self, group: str, limit: int) -> None:
-        super().__init__()
-        self.group, self.limit = group, int(limit)
-
-    def options(self) -> dict[str, Any]:
-        """The group and the limit in steps."""
-        return {"group": self.group, "limit": self.limit}
-
-    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
-        """One entry more."""
-        before = groups.get(self.group)
-        if before is None or len(before.shape) != 1:
-            raise Misconfigured(f"the remaining time goes into {self.group!r}, a list of numbers; the observation has {before}")
-        return {**groups, self.group: Group((before.shape[0] + 1,), before.dtype)}
-
-    def init(self, n: int) -> Memory:
-        """The steps played so far, [n]."""
-        return {"steps": torch.zeros(n)}
-
-    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
-        """[n, F] → [n, F + 1]"""
-        x = groups[self.group]
-        steps = memory.get("steps")
-        if steps is None:
-            steps = torch.zeros(len(x), device=x.device)
-        if starts is not None:
-            steps = torch.where(starts, torch.zeros(()), steps)
-        left = 1 - steps.to(x.dtype) / self.limit
-        memory["steps"] = steps + 1
-        return {**groups, self.group: torch.cat([x, left.unsqueeze(-1)], -1)}
-
-
-STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, RemainingTime)}
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise)}
 
 
 class Sense(nn.Module):
@@ -346,19 +279,32 @@ class Sense(nn.Module):
     def __init__(self, observations: Mapping[str, Group], steps: Iterable[Any] = ()) -> None:
         super().__init__()
         self.observations = dict(observations)
-        self.steps = nn.ModuleList(steps)
+        self.steps: Any = nn.ModuleList(steps)
         groups = dict(observations)
+        step: Any
         for step in self.steps:
             groups = step.after(groups)
         self.groups = groups
+        first = self.steps[0] if len(self.steps) else None
+        self.reads = tuple(first.groups) if isinstance(first, Pick) else tuple(self.observations)
+        """The environment's groups that it needs to be given."""
 
     def init(self, n: int) -> Memory:
         """Memory of all steps for n environments, named by step."""
         return {f"sense.{i}.{k}": v for i, step in enumerate(self.steps) for k, v in step.init(n).items()}
 
     def forward(self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None) -> tuple[dict[str, Tensor], Memory]:
-        """{group: [..., *shape]} through every step; the memory that comes out is a new dict where a step remembers."""
-        groups = {name: obs[name] for name in self.observations}
+        """{group: [..., *shape]} through every step; the memory that comes out is a new dict where a step remembers.
+
+        With ``starts`` [T, n] the observations are sequences [T, n, *shape]: a chain that remembers goes through them in order.
+        """
+        if starts is not None and starts.dim() == 2 and self.init(1):
+            seen = []
+            for t in range(len(starts)):
+                now, memory = self({name: obs[name][t] for name in self.reads}, memory, starts[t])
+                seen.append(now)
+            return {name: torch.stack([now[name] for now in seen]) for name in self.groups}, memory
+        groups = {name: obs[name] for name in self.reads}
         for i, step in enumerate(self.steps):
             prefix = f"sense.{i}."
             own = {k[len(prefix) :]: v for k, v in memory.items() if k.startswith(prefix)} if memory else {}

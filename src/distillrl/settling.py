@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from distillrl import artifact, envs, learn, methods, objectives, students, teachers, weights
+from distillrl import artifact, envs, heads, learn, methods, objectives, seeing, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.actions import Gaussian
 from distillrl.config import Config, Phase
-from distillrl.dataset import Dataset
+from distillrl.dataset import NEXT, Dataset
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
-from distillrl.policies import ACTION, Policy
+from distillrl.policies import ACTION, Policy, as_words
 from distillrl.records import Batch, Progress, Spec, over_states
+from distillrl.refit import Refit
 from distillrl.states import Drive
 
 
@@ -77,14 +78,17 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     spec, backend = environment(options, config.slots)
     if policy is None:
         policy = teachers.load(source, wished, spec)
+    policy = teachers.fit(policy, spec, envs.name_of(options))
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
-    phases = config.phase or methods.expand(config.method, policy.gives, spec)
+    method = "viper-tree" if config.method == "auto" and config.student.startswith("tree:") else config.method
+    phases = config.phase or methods.expand(method, policy.gives, spec)
     if config.terms is not None:
         phases = configuration.with_terms(phases, config.terms)
     config = replace(config, phase=phases, terms=None, backend=backend, env=target if isinstance(target, str) else config.env)
     size = Path(source).stat().st_size if isinstance(source, str | Path) and Path(source).is_file() else None
-    seen = frozenset(spec.observations)
+    sense = getattr(policy, "sense", None)
+    seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), size, spec, seen, tuple(policy.info.get("notes", ())))
 
 
@@ -92,9 +96,10 @@ def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:
     """The spec of an environment, and the backend that ``auto`` comes to for so many slots."""
     vector = envs.make(options, envs.slots_of(options, slots), Seeds(0, "dry"))
     try:
-        return vector.spec, vector.backend if vector.backend != "given" else options.backend
+        spec = vector.spec
     finally:
         vector.close()
+    return spec, envs.arrange(options, slots)
 
 
 def generator(seed: int, part: str) -> torch.Generator:
@@ -104,6 +109,7 @@ def generator(seed: int, part: str) -> torch.Generator:
 
 
 def begin(setup: Setup) -> State:
+    """Make the environments, the student and the learner of the first phase, and try all of it out."""
     config = setup.config
     seeds = Seeds(config.seed, "train")
     vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), seeds)
@@ -114,25 +120,30 @@ def begin(setup: Setup) -> State:
         if found := envs.differences(student.spec, setup.spec):
             raise Misconfigured(f"--init {config.init} does not fit: " + "; ".join(found))
     else:
-        student = students.make(config.student, setup.spec, generator(config.seed, "student"), None)
+        student = students.make(config.student, setup.spec, generator(config.seed, "student"), None, config.see)
         drive.begin(setup.teacher, student)
         head = _head(setup, drive)
         if head is not None:
-            student = students.make(config.student, setup.spec, generator(config.seed, "student"), head)
+            student = students.make(config.student, setup.spec, generator(config.seed, "student"), head, config.see)
     drive.begin(setup.teacher, student)
     return enter_phase(setup, State(student, drive, Dataset(), None), 0)  # type: ignore[arg-type]  # enter_phase makes the learner
 
 
 def _head(setup: Setup, drive: Drive) -> str | None:
-    """A tanh-squashed teacher gets a squashed student, so that their divergence is exact; else the space's own head."""
+    """A tanh-squashed teacher gets a squashed student, so that their divergence is exact; Q-values to act by where terms are on Q alone; else the space's own head."""
     with torch.inference_mode():
         prediction, _ = setup.teacher.act(drive.obs, drive.memory["teacher"], drive.starts, ACTION)
+    if heads.acts_by_q(setup.config.phase, setup.spec):
+        return "greedy"
     return "squashed" if isinstance(prediction.action, Gaussian) and prediction.action.squashed else None
 
 
 def enter_phase(setup: Setup, state: State, number: int) -> State:
     """Make the learner of a phase, after its dry run."""
     phase = setup.config.phase[number]
+    if getattr(state.student, "grown", False):
+        return _enter_growing(setup, state, number)
+    heads.add(state.student, wanted_heads(setup, state), setup.spec, generator(setup.config.seed, "heads"))
     terms = make_terms(setup, state, phase, number)
     state.gradient = learn.Gradient(
         state.student,
@@ -145,19 +156,28 @@ def enter_phase(setup: Setup, state: State, number: int) -> State:
         generator=generator(setup.config.seed, f"learn{number}"),
     )
     state.dataset.keep = phase.keep
-    state.gradient.try_out(example_batch(setup, state, label_wants(terms)), state.progress)
+    state.gradient.try_out(example_batch(setup, state, all_wants(terms)), state.progress)
+    return state
+
+
+def _enter_growing(setup: Setup, state: State, number: int) -> State:
+    """A phase of a family that is fitted anew, not descended: its terms are not read."""
+    learner = Refit(state.student, setup.teacher.gives, generator(setup.config.seed, f"learn{number}"))
+    learner.try_out(example_batch(setup, state, all_wants(learner.terms)), state.progress)
+    state.gradient, state.dataset.keep = learner, setup.config.phase[number].keep  # type: ignore[assignment]  # the same face
     return state
 
 
 def make_terms(setup: Setup, state: State, phase: Phase, number: int) -> list[learn.Term]:
+    """The phase's objectives with their weights and options, each checked against what teacher and student give."""
     made = []
     for name, given in phase.terms.items():
         options = dict(given) if isinstance(given, Mapping) else {"weight": given}
         weight = weights.parse(options.pop("weight", 1))
-        wants = objectives.wants(name, options, setup.spec.action.kind, setup.teacher.gives, state.student.gives)
-        example = example_batch(setup, state, _teacher_wants(wants))
-        with torch.inference_mode():
-            prediction, _ = state.student.act(example.obs, {}, None, ACTION)
+        wants = _wants(setup, state, name, options)
+        example = example_batch(setup, state, wants)
+        with torch.no_grad():
+            prediction, _ = state.student.act(example.obs, {}, None, as_words(wants, "student"))
         loss = objectives.make(name, options, prediction, example, generator(setup.config.seed, f"{name}{number}"))
         made.append(learn.Term(name, weight, loss, wants))
     if not made:
@@ -168,15 +188,51 @@ def make_terms(setup: Setup, state: State, phase: Phase, number: int) -> list[le
 def example_batch(setup: Setup, state: State, wants: frozenset[str]) -> Batch:
     """The states at hand, labelled: what the dry run learns from."""
     with torch.inference_mode():
-        label, _ = setup.teacher.act(state.drive.obs, state.drive.memory["teacher"], state.drive.starts, wants)
-    return Batch({k: v.clone() for k, v in state.drive.obs.items()}, over_states(torch.clone, label), progress=state.progress)
+        label, _ = setup.teacher.act(state.drive.obs, state.drive.memory["teacher"], state.drive.starts, as_words(wants, "teacher"))
+    assert label.action is not None
+    n, obs = state.drive.n, {k: v.clone() for k, v in state.drive.obs.items()}
+    none, never = torch.zeros(n), torch.zeros(n, dtype=torch.bool)
+    extra = {w.removeprefix("extra."): none for w in wants if w.startswith("extra.")}
+    if wants & {"next", "next_target"}:
+        extra |= {NEXT + k: v for k, v in obs.items()}
+    return Batch(
+        obs,
+        over_states(torch.clone, label),
+        action=label.action.mode.clone(),
+        reward=none,
+        terminated=never,
+        truncated=never,
+        behaviour_log_prob=none,
+        extra=extra,
+        progress=state.progress,
+    )
 
 
 def label_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:
-    return frozenset().union(*(_teacher_wants(t.wants) for t in terms)) | ACTION
+    """What the teacher is asked for, in a policy's words."""
+    return as_words(all_wants(terms), "teacher")
 
 
-def _teacher_wants(wants: frozenset[str]) -> frozenset[str]:
-    """``teacher.features[pi]`` → ``features.pi``: an objective's words as a policy takes them."""
-    mine = {w.removeprefix("teacher.").replace("features[", "features.").rstrip("]") for w in wants if w.startswith("teacher.")}
-    return frozenset(mine) | ACTION
+def all_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:
+    """What the terms read, in the words of objectives."""
+    return frozenset().union(*(t.wants for t in terms))
+
+
+def wanted_heads(setup: Setup, state: State) -> dict[str, Any]:
+    """{head: its size} of all phases' terms together, so that a resumed run has the same ones; sizes as the teacher's."""
+    found: set[str] = set()
+    for phase in setup.config.phase:
+        for name, given in phase.terms.items():
+            options = {k: v for k, v in given.items() if k != "weight"} if isinstance(given, Mapping) else {}
+            found |= {w.removeprefix("student.") for w in _wants(setup, state, name, options) if w.startswith("student.")}
+    missing = found & heads.CAN_BE_ADDED - state.student.gives
+    if "quantiles" in missing:
+        quantiles = example_batch(setup, state, frozenset({"teacher.quantiles"})).teacher.quantiles
+        sizes = {"quantiles": tuple(quantiles.shape[-2:]) if quantiles is not None else ()}
+        return {name: sizes.get(name, ()) for name in sorted(missing)}
+    return dict.fromkeys(sorted(missing), ())
+
+
+def _wants(setup: Setup, state: State, name: str, options: Mapping[str, Any]) -> frozenset[str]:
+    gives = heads.could_give(state.student, setup.spec)
+    return objectives.wants(name, options, setup.spec.action.kind, setup.teacher.gives, gives)

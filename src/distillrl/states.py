@@ -28,6 +28,8 @@ class Who:
     beta: float
     by: str = "step"
     sampled: bool = False
+    noise: float = 0.0
+    """Share of actions that are random instead; of a box, the deviation of what is added, in halves of its range (Laskey 2017, DART)."""
 
 
 class Drive:
@@ -49,7 +51,7 @@ class Drive:
 
     def begin(self, teacher: Policy, student: Policy) -> None:
         """Reset all slots and all memories."""
-        self._take(self.vector.reset())
+        self._take(self.vector.reset(), {})
         self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
         self._fresh_at = self.ticks
 
@@ -60,7 +62,7 @@ class Drive:
     def reseed(self, teacher: Policy, student: Policy) -> None:
         """Begin every slot anew, with the next numbers of the stream."""
         self.index = np.arange(self.n, dtype=np.int64) + int(self.index.max()) + 1
-        self._take(self.vector.reseed(int(self.index[0])))
+        self._take(self.vector.reseed(int(self.index[0])), {})
         self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
         self.ended[:] = False
         self.starts[:] = True
@@ -74,11 +76,9 @@ class Drive:
         """
         n, groups = self.n, [k for k in self.spec.observations if k in keep]
         obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
-        reward = torch.empty(steps, n)
-        ended = torch.empty(2, steps, n, dtype=torch.bool)
-        starts = torch.empty(steps, n, dtype=torch.bool)
-        valid = torch.empty(steps, n, dtype=torch.bool)
-        episode = torch.empty(steps, n, dtype=torch.int64)
+        reward = np.empty((steps, n), dtype=np.float32)
+        ended, starts, valid = np.empty((2, steps, n), dtype=bool), np.empty((steps, n), dtype=bool), np.empty((steps, n), dtype=bool)
+        episode = np.empty((steps, n), dtype=np.int64)
         by_teacher = self._assign(steps, who)
         ask = who.beta > 0 or bool(self.memory["teacher"])
         act = who.beta < 1 or bool(self.memory["student"])
@@ -86,42 +86,43 @@ class Drive:
         fresh = self._fresh_at == self.ticks
         labels: list[Prediction] = []
         actions: list[Tensor] = []
+        for k in groups:
+            obs[k][0] = self.obs[k]
         for t in range(steps):
-            for k in groups:
-                obs[k][t] = self.obs[k]
             if ask:
                 label, self.memory["teacher"] = teacher.act(self.obs, self.memory["teacher"], self.starts, wants)
                 labels.append(label)
             if act:
                 own, self.memory["student"] = student.act(self.obs, self.memory["student"], self.starts, ACTION)
             action = self._choose(label if ask else None, own if act else None, self._rows(by_teacher, t, who), who.sampled)
+            if who.noise:
+                action = self._disturbed(action, who.noise)
             actions.append(action)
-            valid[t] = torch.from_numpy(~self.ended)
-            starts[t] = self.starts
-            self._step(to_environment(action, self.spec), reward[t], ended[:, t])
-            episode[t] = torch.from_numpy(self.index)
-        for k in groups:
-            obs[k][steps] = self.obs[k]
+            np.logical_not(self.ended, out=valid[t])
+            starts[t] = self.starts.numpy()
+            rows = {k: obs[k][t + 1] for k in groups}
+            self._step(to_environment(action, self.spec), reward[t], ended[:, t], rows)
+            episode[t] = self.index
         if ask:
             prediction = over_states(lambda *x: torch.stack(x), *labels)
         else:
             prediction = label_all(teacher, {k: obs[k][:-1] for k in obs}, wants)
-        _refuse_nan(prediction, valid)
-        if not bool(torch.isfinite(reward).all()):
+        _refuse_nan(prediction, torch.from_numpy(valid))
+        if not bool(np.isfinite(reward).all()):
             raise Failed("the environment gave a reward that is NaN or infinite")
         return Rollout(
             obs=obs,
             action=torch.stack(actions),
-            reward=reward,
-            terminated=ended[0],
-            truncated=ended[1],
-            starts=starts,
-            valid=valid,
+            reward=torch.from_numpy(reward),
+            terminated=torch.from_numpy(ended[0]),
+            truncated=torch.from_numpy(ended[1]),
+            starts=torch.from_numpy(starts),
+            valid=torch.from_numpy(valid),
             driver=torch.where(by_teacher, 0, 1).to(torch.int8).expand(steps, n),
             labelled=torch.ones(steps, n, dtype=torch.bool),
             teacher=prediction,
             student=None,
-            episode=episode,
+            episode=torch.from_numpy(episode),
             fresh=fresh,
             memory=start_memory,
         )
@@ -146,26 +147,40 @@ class Drive:
         theirs, mine = (played(p, sampled, self.generator) for p in (label, own))
         return torch.where(by_teacher.view(-1, *[1] * (mine.dim() - 1)), theirs.to(mine.dtype), mine)
 
-    def _step(self, action: np.ndarray, reward: Tensor, ended: Tensor) -> None:
+    def _disturbed(self, action: Tensor, noise: float) -> Tensor:
+        space, g = self.spec.action, self.generator
+        if space.kind == "box":
+            half = (torch.tensor(space.high) - torch.tensor(space.low)) / 2
+            half = torch.where(half.isfinite(), half, torch.ones_like(half)).to(action.dtype)
+            return action + noise * half * torch.empty_like(action).normal_(generator=g)
+        sizes = torch.tensor({"discrete": (space.n,), "multidiscrete": space.nvec}.get(space.kind, (2,) * space.dimensions))
+        drawn = (torch.empty(self.n, len(sizes)).uniform_(generator=g) * sizes).long().reshape(action.shape).to(action.dtype)
+        astray = (torch.empty(self.n).uniform_(generator=g) < noise).view(-1, *[1] * (action.dim() - 1))
+        return torch.where(astray, drawn, action)
+
+    def _step(self, action: np.ndarray, reward: np.ndarray, ended: np.ndarray, rows: dict[str, Tensor]) -> None:
         resets = self.ended
-        self.index[resets] += self.n
-        self._began[resets] = self.ticks + 1
+        if resets.any():
+            self.index[resets] += self.n
+            self._began[resets] = self.ticks + 1
         if self.vector.replayable:
             self._history.append(action)
         obs, gained, terminated, truncated = self.vector.step(action)
         self.ticks += 1
-        self._take(obs)
-        reward.copy_(torch.from_numpy(np.asarray(gained)))
-        ended[0], ended[1] = torch.from_numpy(terminated), torch.from_numpy(truncated)
+        self._take(obs, rows)
+        reward[:], ended[0], ended[1] = gained, terminated, truncated
         self.starts = torch.from_numpy(resets)
         self.ended = np.logical_or(terminated, truncated)
 
-    def _take(self, obs: Observations) -> None:
-        self.obs = {k: torch.as_tensor(obs[k]).clone() for k in self.spec.observations}
-        for k, value in self.obs.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                slot = int((~torch.isfinite(value.flatten(1)).all(1)).nonzero()[0])
+    def _take(self, obs: Observations, rows: dict[str, Tensor]) -> None:
+        """Copy the vector's observations, which it will overwrite: into the rollout's row where there is one."""
+        for k in self.spec.observations:
+            array = obs[k]
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                slot = int(np.flatnonzero(~np.isfinite(array.reshape(self.n, -1)).all(1))[0])
                 raise Failed(f"the environment gave an observation {k!r} that is NaN or infinite (slot {slot}, episode {int(self.index[slot])})")
+            given = torch.as_tensor(array)
+            self.obs[k] = rows[k].copy_(given) if k in rows else given.clone()
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs to go on exactly here."""
@@ -217,6 +232,17 @@ def label_all(teacher: Policy, obs: dict[str, Tensor], wants: frozenset[str], ba
     parts = [teacher.act({k: v[i : i + batch] for k, v in flat.items()}, {}, None, wants)[0] for i in range(0, lead[0] * lead[1], batch)]
     whole = parts[0] if len(parts) == 1 else over_states(lambda *x: torch.cat(x), *parts)
     return over_states(lambda x: x.unflatten(0, lead), whole)
+
+
+def stakes(label: Prediction, valid: Tensor) -> Tensor:
+    """[T, N] how much is at stake in each state, 1 on average: V − min Q (Bastani 2018, VIPER, 1805.08328, eq. 4), or its
+    soft form by log-probabilities, highest minus lowest, where the teacher gives no Q; 1 where its action has neither.
+    """
+    scores = label.q if label.q is not None else getattr(label.action, "logits", None)
+    if scores is None:
+        return valid.float()
+    gap = (scores.max(-1).values - scores.min(-1).values).float()
+    return gap / gap[valid].mean().clamp_min(1e-8)
 
 
 def _refuse_nan(prediction: Prediction, valid: Tensor) -> None:

@@ -133,12 +133,14 @@ class InProcess:
 
     def reseed(self, index: int) -> Observations:
         """See Vector."""
+        env: Any
         for i, env in enumerate(self.vector.envs):
             env.index, env.played = index + self.first + i, -1
         return _as_groups(self.vector.reset()[0])
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """See Vector."""
+        env: Any
         for env, number, played in zip(self.vector.envs, index, actions, strict=True):
             env.index = int(number)
             env.reset()
@@ -327,7 +329,8 @@ class Given:
 
     def reseed(self, index: int) -> Observations:
         """See Vector."""
-        return _as_groups(self.vector.reset(seed=[self.seeds(index + i) for i in range(self.n)])[0])
+        seeds: Any = [self.seeds(index + i) for i in range(self.n)]  # gymnasium's own vectors take one a slot
+        return _as_groups(self.vector.reset(seed=seeds)[0])
 
     def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
         """See Vector."""

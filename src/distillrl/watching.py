@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distillrl import envs
 from distillrl.actions import Categorical, Gaussian
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError, Failed, Misconfigured, Missing
@@ -74,7 +75,10 @@ def _frames(
     try:
         runs = {who: Rerun(options, seeds, episode, pictures=True) for who in players}
     except DistillError as error:
-        raise Missing(f"the environment can't be filmed: {error}") from None
+        raise type(error)(f"the environment can't be filmed: {error}") from None
+    for who, run in runs.items():
+        if found := envs.differences(players[who].spec, run.vector.spec):
+            raise Misconfigured(f"the {who} does not fit {envs.name_of(options)}: " + "; ".join(found))
     memory = {who: policy.init(1) for who, policy in players.items()}
     shown: dict[str, np.ndarray] = {}
     try:

@@ -6,14 +6,18 @@ To add a family, add a file and a row in FAMILIES.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from distillrl import seeing
 from distillrl.errors import Failed, Misconfigured, nearest
-from distillrl.records import Spec
+from distillrl.records import Rollout, Spec
+from distillrl.senses import Sense, one_hot_where_needed
 from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
+from distillrl.students.recurrent import build_gru, build_lstm, make_gru, make_lstm, parse_recurrent
+from distillrl.students.tree import build_tree, make_tree, parse_tree
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,16 @@ class Family:
     """One row: how a word's part after the colon is checked, and how a policy comes of it."""
 
     parse: Callable[[str], Any]
-    make: Callable[[str, Spec, str | None, torch.Generator], Any]
+    make: Callable[[str, Spec, str | None, torch.Generator, Sense], Any]
     build: Callable[[str, Spec, Mapping[str, Any]], Any]
     example: str
 
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
+    "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
+    "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
+    "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64"),
 }
 
 
@@ -45,10 +52,19 @@ def check(word: str) -> None:
     family.parse(text)
 
 
-def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None) -> Any:
-    """An untrained student for environments of this spec; ``head`` overrides the one that suits the action space."""
+def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None, see: str | None = None) -> Any:
+    """An untrained student for environments of this spec; ``head`` overrides the one that suits the action space.
+
+    ``see``: what it sees of an observation, in the words of seeing.py; groups that it doesn't read are no part of its spec.
+    """
     family, text = _family(word)
-    return family.make(text, spec, head, generator)
+    if see is None:
+        sense = Sense(spec.observations, one_hot_where_needed(spec.observations))
+    else:
+        reads = seeing.parse(see, spec.observations).reads
+        spec = replace(spec, observations={k: g for k, g in spec.observations.items() if k in reads})
+        sense = seeing.parse(see, spec.observations)
+    return family.make(text, spec, head, generator, sense)
 
 
 def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -71,6 +87,8 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
         if not bool(torch.isfinite(value).all()):
             raise Failed(f"the artifact's tensor {name} holds NaN or infinity")
     policy.load_state_dict(dict(tensors), strict=False)
+    if getattr(policy, "grown", False):
+        policy.settle()
     made_of = header.get("provenance") or {}
     policy.info.update(
         format="distillrl student",
@@ -80,3 +98,20 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
         provenance=made_of,
     )
     return policy
+
+
+@torch.no_grad()
+def moments(student: Any, rollout: Rollout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """{group: (mean, variance)} of what a network sees in a rollout's valid states, images left out; empty for a grown family."""
+    if getattr(student, "grown", False):
+        return {}
+    sense, found = student.sense, {}
+    seen, _ = sense({name: rollout.obs[name][:-1] for name in sense.reads}, {}, rollout.starts)
+    for name, group in sense.groups.items():
+        if group.dtype == "uint8" or group.dtype != student.spec.observations[name].dtype:
+            continue
+        values = seen[name][rollout.valid].double()
+        mean, variance = values.mean(0), values.var(0)
+        # What hardly moved in the first rollout may move later: it is not blown up.
+        found[name] = (mean, torch.where(variance > 1e-6 * (1 + mean.square()), variance, torch.ones_like(variance)))
+    return found

@@ -13,7 +13,7 @@ from distillrl.actions import HEADS, Head
 from distillrl.errors import Misconfigured, nearest
 from distillrl.policies import ACTION, Memory, flatten
 from distillrl.records import Prediction, Spec
-from distillrl.senses import Sense, one_hot_where_needed
+from distillrl.senses import Sense
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -117,7 +117,7 @@ class Network(nn.Module):
         before_body = latent
         asked = wants is not ACTION and any(w.startswith("features.") for w in wants)
         for name, layer in self.body._modules.items():
-            latent = layer(latent)  # type: ignore[misc]  # a Sequential holds no None
+            latent = layer(latent)
             if asked and f"features.{name}" in wants:
                 features[name] = latent
         raw = self.out(latent)
@@ -135,6 +135,7 @@ class Network(nn.Module):
             trained = {name: head(latent) for name, head in self.training_heads.items() if name in wants}
             value = trained["value"].squeeze(-1) if "value" in trained else value
             q = trained.get("q", q)
+            quantiles = trained.get("quantiles", quantiles)
         return Prediction(action, q=q, quantiles=quantiles, value=value, features=features), memory
 
     def _log_std(self, latent: Tensor) -> Tensor | None:
@@ -184,15 +185,20 @@ def parse_mlp(text: str) -> tuple[tuple[int, ...], str]:
     return sizes, activation
 
 
-def make_mlp(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator) -> Network:
+def make_mlp(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
     """An untrained student for a spec, initialised from ``generator``; orthogonal, the output small, as PPO's."""
     sizes, activation = parse_mlp(text)
-    network = _mlp(sizes, activation, spec, Sense(spec.observations, one_hot_where_needed(spec.observations)), head_kind or HEADS[spec.action.kind], f"mlp:{text}")
+    network = _mlp(sizes, activation, spec, sense, head_kind or HEADS[spec.action.kind], f"mlp:{text}")
+    initialise(network, generator)
+    return network
+
+
+def initialise(network: Network, generator: torch.Generator) -> None:
+    """Orthogonal linear layers, the output small, as PPO's."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
             _orthogonal_(layer.weight, 1.0 if layer is network.out else math.sqrt(2), generator)
             nn.init.zeros_(layer.bias)
-    return network
 
 
 def build_mlp(text: str, spec: Spec, header: Mapping[str, Any]) -> Network:

@@ -180,6 +180,10 @@ def _concat(p: Printer, op: steps.Concat) -> None:
         at += p.plan.size(x)
 
 
+def _combine(p: Printer, op: steps.Combine) -> None:
+    p.loop(op.out, f"{p.item(op.x, 'i')} {'+' if op.kind == 'add' else '*'} {p.item(op.y, 'i')}")
+
+
 def _take(p: Printer, op: steps.Take) -> None:
     order = np.asarray(op.indices)
     runs = np.split(order, np.flatnonzero(np.diff(order) != 1) + 1)
@@ -258,6 +262,7 @@ PRINTERS: dict[type, Callable[[Printer, Any], None]] = {
     steps.OneHot: _one_hot,
     steps.Affine: _affine,
     steps.Concat: _concat,
+    steps.Combine: _combine,
     steps.Take: _take,
     steps.Activate: _activate,
     steps.LayerNorm: _layer_norm,
@@ -289,21 +294,21 @@ def _decide(p: Printer) -> str:
     if rule.kind == "argmax":
         p.needed.add("best")
         start = f" + {rule.start}" if rule.start > 0 else f" - {-rule.start}" if rule.start else ""
-        return f"    output->action = best_(output->logits, {size}){start};\n"
+        return f"    output->action = best_(from, {size}){start};\n"
     if rule.kind == "multi":
         p.needed.add("best")
         ends = np.cumsum([0, *rule.nvec])
-        return "".join(f"    output->action[{k}] = best_(output->logits + {ends[k]}, {n});\n" for k, n in enumerate(rule.nvec))
+        return "".join(f"    output->action[{k}] = best_(from + {ends[k]}, {n});\n" for k, n in enumerate(rule.nvec))
     if rule.kind == "threshold":
-        return f"    int i;\n    for (i = 0; i < {size}; i++) output->action[i] = output->logits[i] > 0.0f;\n"
+        return f"    int i;\n    for (i = 0; i < {size}; i++) output->action[i] = from[i] > 0.0f;\n"
     low, high = (np.clip(np.asarray(v, np.float32), -FLT_MAX, FLT_MAX) for v in (rule.low, rule.high))
     lows, highs = p.constant(low), p.constant(high)
     text = f"    int i;\n    for (i = 0; i < {size}; i++) {{\n        const float low = {lows}[i], high = {highs}[i];\n"
     if rule.kind == "tanh":
         p.needed.add("tanh")
-        text += "        float v[8] = {output->mean[i]};\n        STORE(v, tanh_(LOAD(v)));\n        v[0] = low + (v[0] + 1.0f) * 0.5f * (high - low);\n"
+        text += "        float v[8] = {from[i]};\n        STORE(v, tanh_(LOAD(v)));\n        v[0] = low + (v[0] + 1.0f) * 0.5f * (high - low);\n"
     else:
-        text += "        const float v[1] = {output->mean[i]};\n"
+        text += "        const float v[1] = {from[i]};\n"
     return text + "        output->action[i] = v[0] < low ? low : v[0] > high ? high : v[0];\n    }\n"
 
 
@@ -319,7 +324,8 @@ def _source(p: Printer, body: str) -> str:
     for state in plan.states:
         target = p.pointer(state.before)
         keep += f"    for (i = 0; i < {state.size}; i++) {target}[i] = {p.item(state.after, 'i')};\n"
-    finite = f"!finite_(output->{raw}, {size})" + "".join(f" || !finite_({p.pointer(s.after)}, {s.size})" for s in plan.states)
+    finite = f"!finite_(output->{raw}, {size})" + (f" || !finite_({p.pointer(plan.source)}, {size})" if plan.source != plan.raw else "")
+    finite += "".join(f" || !finite_({p.pointer(s.after)}, {s.size})" for s in plan.states)
     reset = (
         f"void {p.name}_reset({p.name}_memory *memory)\n{{\n    static const {p.name}_memory empty;\n    *memory = empty;\n}}\n\n" if plan.states else ""
     )
@@ -330,9 +336,9 @@ def _source(p: Printer, body: str) -> str:
         f'/* {p.name}.c: made by distillrl. See {p.name}.h for the contract. */\n#include "{p.name}.h"\n\n#include <stddef.h>\n\n'
         + "\n".join(p.constants)
         + printed(p.needed, p.name, p.tiles)
-        + f"\n/* Raw outputs to action. */\nstatic void decide({p.name}_output *output)\n{{\n{decide}}}\n\n"
+        + f"\n/* Raw outputs to action. */\nstatic void decide(const float *from, {p.name}_output *output)\n{{\n{decide}}}\n\n"
         + f"static int refuse({p.name}_output *output, int status)\n{{\n    int i;\n"
-        + f"    for (i = 0; i < {size}; i++) output->{raw}[i] = 0.0f;\n    decide(output);\n    return status;\n}}\n\n"
+        + f"    for (i = 0; i < {size}; i++) output->{raw}[i] = 0.0f;\n    decide(output->{raw}, output);\n    return status;\n}}\n\n"
         + reset
         + f"int {p.name}_act({memory}const {p.name}_input *input, {p.name}_output *output)\n{{\n    {storage} s[{max(8, p.scratch)}]{zeros};\n    int i;\n"
         + refuse
@@ -340,5 +346,5 @@ def _source(p: Printer, body: str) -> str:
         + f"    for (i = 0; i < {size}; i++) output->{raw}[i] = {p.item(plan.raw, 'i')};\n"
         + f"    if ({finite}) return refuse(output, {upper}_OVERFLOW);\n"
         + keep
-        + f"    decide(output);\n    return {upper}_OK;\n}}\n"
+        + f"    decide({f'output->{raw}' if plan.source == plan.raw else p.pointer(plan.source)}, output);\n    return {upper}_OK;\n}}\n"
     )

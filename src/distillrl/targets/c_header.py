@@ -11,8 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from distillrl.targets.plan import Plan, padded
+from distillrl.targets.plan import NOISE, Plan, padded
 
+NOISES = {
+    "gumbel": "Gumbel noise, -log(-log(u)) of uniform u in (0, 1)",
+    "logistic": "logistic noise, log(u / (1 - u)) of uniform u in (0, 1)",
+    "normal": "standard normal noise",
+}
 STACK_LIMIT = 4096
 """Scratch of more bytes than this is static, not on the stack, and then a policy is not reentrant."""
 
@@ -79,7 +84,7 @@ def _contract(plan: Plan, name: str, facts: Mapping[str, Any], compile_line: str
     static = facts["ram_static"]
     lines = [
         "",
-        f"{name}_act reads one observation, as the environment gives it (normalising and all else is inside), and writes the most likely",
+        f"{name}_act reads one observation, as the environment gives it (normalising and all else is inside), and writes {'a sampled' if plan.noise else 'the most likely'}",
         f"action in the environment's units, and the {rule.raw_name} that it was decided from. It returns",
         f"  {upper}_OK         the action is the policy's;",
         f"  {upper}_BAD_INPUT  a number of the observation is NaN or infinite, or a category lies outside of its range;",
@@ -88,6 +93,8 @@ def _contract(plan: Plan, name: str, facts: Mapping[str, Any], compile_line: str
         "The shape of an observation is its struct's: another does not compile. Nothing is read or written outside of the structs,",
         "whatever the numbers in them. Pointers must not be null." + (f" Not reentrant: {static} bytes of scratch are static." if static else " Reentrant."),
     ]
+    if plan.noise:
+        lines.append(f"The action is a sample: fill {fields(plan)[plan.noise]} with {NOISES[NOISE[rule.kind]]} each time.")
     if plan.states:
         lines.append(f"Call {name}_reset when an episode starts. Each environment has a {name}_memory of its own.")
     lines += [

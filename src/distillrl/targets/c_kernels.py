@@ -139,6 +139,8 @@ FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "    return SELECT(x > SPLAT(0.0f), x, alpha * 2.0f * t / (1.0f - t));\n}\n",
         ("tanh", "smaller"),
     ),
+    # e^x = (1 + t) / (1 − t); for the logarithm of a spread, which is at most 2.
+    "exp": ("static vec exp_(vec x) { const vec t = tanh_(0.5f * x); return (1.0f + t) / (1.0f - t); }\n", ("tanh",)),
     "gelu": ("static vec gelu_(vec x) { return 0.5f * x * (1.0f + erf_(0.707106781f * x)); }\n", ("erf",)),
     "gelu_tanh": (
         "static vec gelu_tanh_(vec x) { return 0.5f * x * (1.0f + tanh_(0.797884561f * (x + 0.044715f * x * x * x))); }\n",
@@ -192,14 +194,15 @@ static int32_t best_(const float *x, int n)
         (),
     ),
     "dense_int8": (
-        """/* y[m] = scale * (W q) + b, with q = x * inverse + zero rounded to a byte, and W [m][n] row by row; four rows share what is loaded of q. */
-static void dense_int8_(const float *x, const float *inverse, const float *zero, int one, const int8_t *w, const float *scale, const float *b, int16_t *q, float *y, int n, int m)
+        """/* y[m] = scale * (W q) + b, with q = x * inverse + zero as a whole number in [-half, half - 1], and W [m][n] row by row; four rows share what is loaded of q. */
+static void dense_int8_(const float *x, const float *inverse, const float *zero, int one, int half, const int8_t *w, const float *scale, const float *b, int16_t *q, float *y, int n, int m)
 {
+    const float low = (float)-half, high = (float)(half - 1);
     int i, j = 0;
     for (i = 0; i < n; i++) {
         const float v = x[i] * inverse[one ? 0 : i] + zero[one ? 0 : i];
-        const float inside = v > -128.0f ? (v < 127.0f ? v : 127.0f) : -128.0f;
-        q[i] = (int16_t)((int)(inside + 128.5f) - 128);
+        const float inside = v > low ? (v < high ? v : high) : low;
+        q[i] = (int16_t)((int)(inside + (0.5f - low)) - half);
     }
     for (; j + 4 <= m; j += 4, w += 4 * n) {
         int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;

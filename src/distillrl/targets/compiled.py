@@ -12,7 +12,8 @@ from typing import Any
 
 from distillrl.errors import Failed, Missing
 from distillrl.targets import c, c_header
-from distillrl.targets.plan import Plan, padded
+from distillrl.targets.plan import NOISE, Plan, padded
+from distillrl.targets.python import DRAW
 
 
 def write(plan: Plan, passport: Mapping[str, Any], folder: Path, name: str) -> tuple[list[Path], dict[str, Any]]:
@@ -84,6 +85,8 @@ def _module(plan: Plan, passport: Mapping[str, Any], name: str, library: str) ->
         memory=repr([(named[s.name], "<f4", (padded(s.size),)) for s in plan.states]),
         states=repr([(s.name, named[s.name], s.size) for s in plan.states]),
         raw_name=rule.raw_name,
+        noise=repr(plan.noise),
+        draw=DRAW[NOISE[rule.kind]],
         single="int(self._out)" if rule.kind == "argmax" else f"self._out.astype({rule.dtype!r}).reshape({rule.shape!r})",
     )
 
@@ -114,6 +117,8 @@ OUTPUT = np.dtype({output}, align=True)
 MEMORY = np.dtype({memory}, align=True)
 STATES = {states}
 """(name, field, size) of each part of the memory."""
+NOISE = {noise}
+"""The group that holds the noise of a sampled action; empty where the action is the most likely one."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -137,8 +142,14 @@ if (_sizes(0), _sizes(1)) != (INPUT.itemsize, OUTPUT.itemsize):
     raise OSError("{library} is not the library of this file: delete it")
 
 
-def _fill(into, obs, lead):
+def _drawn(generator, shape):
+    return {draw}.astype(np.float32)
+
+
+def _fill(into, obs, lead, generator=None):
     given = obs if isinstance(obs, dict) else {{GROUPS[0][0]: obs}}
+    if NOISE and NOISE not in given:
+        given = {{**given, NOISE: _drawn(generator or np.random.default_rng(), lead + GROUPS[-1][1])}}
     for field, (name, shape) in zip(INPUT.names, GROUPS):
         if name not in given:
             raise ValueError(f"the observation lacks the group {{name!r}}")
@@ -168,7 +179,8 @@ def run(obs, memory=None):
 class Policy:
     """Plays one environment."""
 
-    def __init__(self):
+    def __init__(self, seed=None):
+        self._generator = np.random.default_rng(seed) if NOISE else None
         self._given, self._got, self._memory = np.zeros((), INPUT), np.zeros((), OUTPUT), np.zeros((), MEMORY)
         held = ([self._memory] if MEMORY.names else []) + [self._given, self._got]
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in held]
@@ -188,7 +200,7 @@ class Policy:
         if self._obs is not None and type(obs) is np.ndarray and obs.shape == self._shape:
             self._obs[...] = obs
         else:
-            _fill(self._given, obs, ())
+            _fill(self._given, obs, (), self._generator)
         if self._call():
             raise ValueError("the observation holds NaN, infinity or a category outside of its range, or sums overflow")
         return {single}

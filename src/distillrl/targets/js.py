@@ -14,7 +14,7 @@ import numpy as np
 from distillrl.targets import plan as steps
 from distillrl.targets.c_kernels import RATIONAL
 from distillrl.targets.js_page import CARTPOLE
-from distillrl.targets.plan import Plan
+from distillrl.targets.plan import NOISE, Plan
 
 FUNCTIONS = {
     "dense": """function dense(x, w, b, y) {
@@ -62,6 +62,7 @@ ACTIVATE = {
     "relu": "v < 0 ? 0 : v",
     "sigmoid": "sigmoid(v)",
     "silu": "v * sigmoid(v)",
+    "exp": "Math.exp(v)",
     "elu": "v > 0 ? v : {first} * Math.expm1(v)",
     "gelu": "0.5 * v * (1 + erf(v * Math.SQRT1_2))",
     "gelu_tanh": "0.5 * v * (1 + Math.tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)))",
@@ -107,6 +108,8 @@ def source(plan: Plan, passport: Mapping[str, Any]) -> str:
         "keep": keep,
         "raw": plan.decode.raw_name,
         "values": printer.names[plan.raw],
+        "decided": printer.names[plan.source],
+        "sampled": f"The action is a sample: its noise is drawn with Math.random, or given as the group {plan.noise}." if plan.noise else "The action is the most likely one.",
         "decide": decide,
         "takes": ", ".join(f"{g.name}: {list(g.shape)}" for g in plan.inputs),
         "gives": "a number" if plan.action_size == 1 and plan.decode.kind == "argmax" else f"an array of {plan.action_size} numbers",
@@ -144,9 +147,21 @@ class _Printer:
         self.lines.append(f"    for (let i = 0; i < {self.plan.size(out)}; i++) {{ {value}{out}[i] = {expression}; }}")
 
 
+UNIFORM = "(Math.random() || 0.5)"
+DRAW = {
+    "gumbel": f"-Math.log(-Math.log({UNIFORM}))",
+    "logistic": f"Math.log(1 / {UNIFORM} - 1)",
+    "normal": f"Math.sqrt(-2 * Math.log({UNIFORM})) * Math.cos(2 * Math.PI * Math.random())",
+}
+"""Noise of a sampled action; Math.random is below 1, and may be 0."""
+
+
 def _check(p: _Printer, i: int) -> str:
     given = p.plan.inputs[i]
-    lines = [f"    take(x{i}, one && {(len(p.plan.inputs) == 1 and 'true') or 'false'} ? obs : obs?.[{json.dumps(given.name)}], {json.dumps(given.name)});"]
+    if given.name == p.plan.noise:
+        drawn = DRAW[NOISE[p.plan.decode.kind]]
+        return f"    take(x{i}, (one ? undefined : obs?.[{json.dumps(given.name)}]) ?? Array.from(x{i}, () => {drawn}), {json.dumps(given.name)});"
+    lines = [f"    take(x{i}, one && {'true' if len(p.plan.inputs) - bool(p.plan.noise) == 1 else 'false'} ? obs : obs?.[{json.dumps(given.name)}], {json.dumps(given.name)});"]
     lines += [f'    if (x{i}[{k}] < 0 || x{i}[{k}] >= {n}) throw new RangeError("a category outside of 0 to {n - 1}");' for k, n in enumerate(given.categories)]
     return "\n".join(lines)
 
@@ -180,6 +195,10 @@ def _concat(p: _Printer, op: steps.Concat) -> None:
     for x in op.xs:
         p.lines.append(f"    {op.out}.set({p.names[x]}, {at});")
         at += p.plan.size(x)
+
+
+def _combine(p: _Printer, op: steps.Combine) -> None:
+    p.each(op.out, f"v {'+' if op.kind == 'add' else '*'} {p.names[op.y]}[i]", op.x)
 
 
 def _gru(p: _Printer, op: steps.GruGate) -> None:
@@ -226,6 +245,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], None]] = {
     steps.OneHot: _one_hot,
     steps.Affine: _affine,
     steps.Concat: _concat,
+    steps.Combine: _combine,
     steps.Take: lambda p, op: p.each(op.out, f"{p.names[op.x]}[{p.constant(op.indices, '<i4')}[i]]"),
     steps.LayerNorm: _layer_norm,
     steps.GruGate: _gru,
@@ -261,7 +281,7 @@ TEMPLATE = """// A policy, made by distillrl. An ES module without dependencies;
 //   const action = policy.act(observation);   // an array as the environment gives it, or {group: array}; takes %(takes)s, gives %(gives)s
 //   policy.reset();                           // where an episode starts (matters for a policy with memory)
 //
-// Arrays are flat, in row-major order. act throws a RangeError for a wrong length, NaN, infinity, or a category outside of its range;
+// %(sampled)s Arrays are flat, in row-major order. act throws a RangeError for a wrong length, NaN, infinity, or a category outside of its range;
 // memory stays as it was then. policy.%(raw)s holds what the action was decided from.
 
 export const passport = %(passport)s;
@@ -296,7 +316,7 @@ export class Policy {
 %(local)s%(checks)s
 %(body)s
 %(keep)s
-    return this.decide(%(values)s);
+    return this.decide(%(decided)s);
   }
 
   decide(raw) {

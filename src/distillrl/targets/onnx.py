@@ -12,7 +12,8 @@ import numpy as np
 
 from distillrl.errors import Missing
 from distillrl.targets import plan as steps
-from distillrl.targets.plan import Plan
+from distillrl.targets.c_header import NOISES
+from distillrl.targets.plan import NOISE, Plan
 
 OPSET = 28
 """The newest operator set that onnxruntime 1.32 runs; an older onnx writes its own newest."""
@@ -55,9 +56,14 @@ def build(plan: Plan, passport: Mapping[str, Any]) -> Any:
     version = min(OPSET, onnx.defs.onnx_opset_version())
     opset = [helper.make_opsetid("", version)]
     model = helper.make_model(graph, opset_imports=opset, producer_name="distillrl", ir_version=helper.find_min_ir_version_for(opset))
-    helper.set_model_props(model, {"passport": json.dumps(passport, sort_keys=True), "contract": CONTRACT, "log_std": _log_std(plan)})
+    helper.set_model_props(model, {"passport": json.dumps(passport, sort_keys=True), "contract": CONTRACT + (f" The action is a sample: {_noise(plan)}." if plan.noise else ""), "log_std": _log_std(plan)})
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _noise(plan: Plan) -> str:
+    """What the caller gives, in words."""
+    return f"give the input {plan.noise} {NOISES[NOISE[plan.decode.kind]]}"
 
 
 def _log_std(plan: Plan) -> str:
@@ -133,7 +139,7 @@ def _activate(p: _Printer, op: steps.Activate) -> None:
     elif op.kind == "elu":
         p.node("Elu", [x], op.out, alpha=float(op.first))
     else:
-        p.node({"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}[op.kind], [x], op.out)
+        p.node({"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "exp": "Exp"}[op.kind], [x], op.out)
 
 
 def _affine(p: _Printer, op: steps.Affine) -> None:
@@ -147,6 +153,10 @@ def _affine(p: _Printer, op: steps.Affine) -> None:
 
 def _concat(p: _Printer, op: steps.Concat) -> None:
     p.node("Concat", [p.floats(x) for x in op.xs], op.out, axis=-1)
+
+
+def _combine(p: _Printer, op: steps.Combine) -> None:
+    p.node("Add" if op.kind == "add" else "Mul", [p.floats(op.x), p.floats(op.y)], op.out)
 
 
 def _one_hot(p: _Printer, op: steps.OneHot) -> None:
@@ -207,6 +217,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], object]] = {
     steps.Activate: _activate,
     steps.Affine: _affine,
     steps.Concat: _concat,
+    steps.Combine: _combine,
     steps.OneHot: _one_hot,
     steps.Take: lambda p, op: p.node("Gather", [p.floats(op.x), p.constant(op.indices, "int64")], op.out, axis=1),
     steps.LayerNorm: _layer_norm,
@@ -220,7 +231,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], object]] = {
 
 
 def _decode(p: _Printer) -> None:
-    rule, raw = p.plan.decode, p.plan.decode.raw_name
+    rule, raw = p.plan.decode, p.names[p.plan.source]
     if rule.kind == "argmax":
         best = p.node("ArgMax", [raw], axis=-1, keepdims=0)
         p.node("Add", [best, p.constant(rule.start, "int64")], "action")

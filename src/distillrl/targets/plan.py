@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-ACTIVATIONS = ("tanh", "relu", "sigmoid", "silu", "elu", "gelu", "gelu_tanh", "leaky", "clip")
-"""Elementwise functions that every code target has; ``leaky`` has a slope (one, or one of each entry), ``elu`` an alpha, ``clip`` two ends."""
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "silu", "elu", "gelu", "gelu_tanh", "leaky", "clip", "exp")
+"""Elementwise functions that every code target has; ``leaky`` has a slope (one, or one of each entry), ``elu`` an alpha, ``clip`` two ends; ``exp`` is good to 1e-6 up to 2 (a log_std)."""
+NOISE = {"argmax": "gumbel", "multi": "gumbel", "threshold": "logistic", "clip": "normal", "tanh": "normal"}
+"""The distribution of the noise that makes a most likely action a sampled one (Gumbel 1954: the argmax of logits plus Gumbel noise)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ class Concat:
 
     out: str
     xs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Combine:
+    """x + y, or x · y where ``kind`` is multiply, entry by entry."""
+
+    out: str
+    x: str
+    y: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,7 @@ class Transpose:
     x: str
 
 
-Op = OneHot | Affine | Concat | Take | Dense | Activate | LayerNorm | GruGate | LstmCell | LstmOut | Conv | Pad | Transpose
+Op = OneHot | Affine | Concat | Combine | Take | Dense | Activate | LayerNorm | GruGate | LstmCell | LstmOut | Conv | Pad | Transpose
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,15 @@ class Plan:
     """Of every value, inputs included."""
     log_std: Floats | None = None
     """[A] of a Gaussian whose spread is free of the state: exported beside it, for those who sample."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    decided: str = ""
+    """The value that the action is decoded from: the raw outputs, or for a sampled action these with noise; see ``source``."""
+    noise: str = ""
+    """The input that holds the noise of a sampled action, one number a raw output; empty where the action is the most likely one."""
+
+    @property
+    def source(self) -> str:
+        """The value that the action is decoded from."""
+        return self.decided or self.raw
 
     def size(self, value: str) -> int:
         """How many numbers a value has."""
@@ -252,6 +272,8 @@ def reads(op: Op) -> tuple[str, ...]:
     """The values that a step reads."""
     if isinstance(op, Concat):
         return op.xs
+    if isinstance(op, Combine):
+        return (op.x, op.y)
     if isinstance(op, GruGate):
         return (op.gi, op.gh, op.h)
     if isinstance(op, LstmCell | LstmOut):
@@ -263,7 +285,7 @@ def last_reads(plan: Plan) -> dict[str, int]:
     """Value → the index of the last step that reads it (len(ops) for raw outputs and memory)."""
     last = {name: i for i, op in enumerate(plan.ops) for name in reads(op)}
     end = len(plan.ops)
-    return {**last, plan.raw: end, **{state.after: end for state in plan.states}}
+    return {**last, plan.raw: end, plan.source: end, **{state.after: end for state in plan.states}}
 
 
 def places(plan: Plan) -> tuple[dict[str, int], int]:

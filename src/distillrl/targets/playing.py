@@ -22,6 +22,7 @@ from distillrl.errors import Failed, Missing
 from distillrl.policies import ACTION, Memory
 from distillrl.records import Prediction, Spec
 from distillrl.targets import compiled
+from distillrl.targets import plan as steps
 from distillrl.targets.plan import Plan
 
 Arrays = dict[str, NDArray[Any]]
@@ -34,8 +35,8 @@ class Played:
 
     gives: frozenset[str] = frozenset({"action"})
 
-    def __init__(self, spec: Spec, sizes: Mapping[str, tuple[int, ...]], run: Run, to: str) -> None:
-        self.spec, self.sizes, self.run = spec, dict(sizes), run
+    def __init__(self, spec: Spec, sizes: Mapping[str, tuple[int, ...]], run: Run, to: str, draw: Callable[[int], Arrays] | None = None) -> None:
+        self.spec, self.sizes, self.run, self.draw = spec, dict(sizes), run, draw
         self.info: Mapping[str, Any] = {"format": f"exported to {to}"}
         self.raw: NDArray[Any] = np.zeros((0, 0), np.float32)
 
@@ -46,6 +47,8 @@ class Played:
     def act(self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None, wants: frozenset[str] = ACTION) -> tuple[Prediction, Memory]:
         """See Policy.act; one leading dimension."""
         groups = {name: obs[name].numpy() for name in self.spec.observations}
+        if self.draw is not None:
+            groups |= self.draw(len(next(iter(groups.values()))))
         held = {name: value.numpy().copy() for name, value in memory.items()}
         if starts is not None:
             for value in held.values():
@@ -195,4 +198,17 @@ def opened(to: str, main: Path, spec: Spec, plan: Plan | None, sizes: Mapping[st
         "compiled": lambda: python(main),
     }
     run = runs[to]() if to in runs else c(main, plan)
-    return Played(spec, {s.name: (s.size,) for s in plan.states}, run, to)
+    return Played(spec, {s.name: (s.size,) for s in plan.states}, run, to, _drawer(plan) if plan.noise else None)
+
+
+def _drawer(plan: Plan) -> Callable[[int], Arrays]:
+    """The noise of n sampled actions, always the same from the beginning on."""
+    generator = np.random.default_rng(0)
+    kind = steps.NOISE[plan.decode.kind]
+
+    def draw(n: int) -> Arrays:
+        shape = (n, plan.size(plan.noise))
+        drawn = generator.standard_normal(shape) if kind == "normal" else generator.gumbel(size=shape) if kind == "gumbel" else generator.logistic(size=shape)
+        return {plan.noise: drawn.astype(np.float32)}
+
+    return draw

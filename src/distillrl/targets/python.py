@@ -14,7 +14,7 @@ import numpy as np
 
 from distillrl.targets import plan as steps
 from distillrl.targets.c_kernels import RATIONAL
-from distillrl.targets.plan import Decode, Plan, last_reads
+from distillrl.targets.plan import NOISE, Decode, Plan, last_reads
 
 HELPERS = {
     "_sigmoid": "def _sigmoid(x):\n    return np.tanh(x * _HALF) * _HALF + _HALF\n",
@@ -70,7 +70,7 @@ def source(plan: Plan, passport: Mapping[str, Any]) -> str:
     blob = base64.b64encode(b"".join(printer.blob)).decode()
     groups = [(g.name, g.shape, g.held, g.dtype, g.categories) for g in plan.inputs]
     arguments = ", ".join([printer.names[g.name] for g in plan.inputs] + [printer.names[s.before] for s in plan.states])
-    results = ", ".join([printer.names[plan.raw]] + [printer.names[s.after] for s in plan.states])
+    results = ", ".join([printer.names[plan.raw], printer.names[plan.source]] + [printer.names[s.after] for s in plan.states])
     used = [code for helper, code in HELPERS.items() if any(f"{helper}(" in text for text in (forward, *(HELPERS[h] for h in HELPERS if f"{h}(" in forward)))]
     return TEMPLATE.format(
         passport=repr(json.dumps(passport, sort_keys=True)),
@@ -87,6 +87,9 @@ def source(plan: Plan, passport: Mapping[str, Any]) -> str:
         results=results + ("" if "," in results else ","),
         decode=_decode(plan.decode),
         single=_single(plan),
+        noise=repr(plan.noise),
+        draw=DRAW[NOISE[plan.decode.kind]],
+        sampled=f"The action is a sample, drawn with Policy(seed); the noise of its own that run() takes is the group {plan.noise!r}." if plan.noise else "The action is the most likely one.",
     )
 
 
@@ -137,6 +140,7 @@ def _activate(p: _Printer, op: steps.Activate) -> str:
         "relu": f"np.maximum({x}, _ZERO{out})",
         "sigmoid": f"_sigmoid({x})",
         "silu": f"{x} * _sigmoid({x})",
+        "exp": f"np.exp({x})",
         "elu": f"np.where({x} > 0, {x}, {first} * np.expm1(np.minimum({x}, _ZERO)))",
         "gelu": f"{x} * _HALF * (_erf({x} * _f(0.7071067811865476)) + _f(1))",
         "gelu_tanh": f"{x} * _HALF * (np.tanh(_f(0.7978845608028654) * ({x} + _f(0.044715) * {x} * {x} * {x})) + _f(1))",
@@ -177,6 +181,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], str]] = {
     steps.Activate: _activate,
     steps.Affine: _affine,
     steps.Concat: _concat,
+    steps.Combine: lambda p, op: f"{p.names[op.x]} {'+' if op.kind == 'add' else '*'} {p.names[op.y]}",
     steps.OneHot: lambda p, op: f"_one_hot({p.names[op.x]}, {op.counts})",
     steps.Take: lambda p, op: f"{p.names[op.x]}[..., {list(op.indices)}]",
     steps.LayerNorm: lambda p, op: f"_norm({p.names[op.x]}, {p.constant(op.weight)}, {p.constant(op.bias)}, {op.epsilon!r})",
@@ -187,6 +192,9 @@ PRINTERS: dict[type, Callable[[_Printer, Any], str]] = {
     steps.Pad: lambda p, op: f"_pad({_image(p, op.x)}, {op.rows}, {op.columns}).reshape(*{p.names[op.x]}.shape[:-1], -1)",
     steps.Transpose: _transpose,
 }
+
+
+DRAW = {"gumbel": "generator.gumbel(size=shape)", "logistic": "generator.logistic(size=shape)", "normal": "generator.standard_normal(shape)"}
 
 
 def _decode(rule: Decode) -> str:
@@ -219,7 +227,7 @@ TEMPLATE = '''"""A policy, made by distillrl; it needs numpy alone.
     policy.reset()                            # where an episode starts (matters for a policy with memory)
     actions, {raw_name}, memory = run(observations, memory)     # a batch: arrays [n, ...] (dicts of them where there are several groups)
 
-Normalising and all else is inside. Raises ValueError for a wrong shape, NaN, infinity, or a category outside of its range.
+Normalising and all else is inside. {sampled} Raises ValueError for a wrong shape, NaN, infinity, or a category outside of its range.
 A network whose sums overflow gives NaN in {raw_name}; the action is then action 0, or NaN for a box.
 """
 
@@ -233,6 +241,8 @@ GROUPS = {groups}
 """(name, shape, held as, given as, categories) of each observation group."""
 STATES = {states}
 """(name, size) of each part of the memory."""
+NOISE = {noise}
+"""The group that holds the noise of a sampled action; empty where the action is the most likely one."""
 LOG_STD = {log_std}
 """Of each action's Gaussian, for those who sample."""
 
@@ -254,6 +264,10 @@ def _decide(raw):
 {decode}
 
 
+def _drawn(generator, shape):
+    return {draw}.astype(np.float32)
+
+
 def _checked(given, name, shape, held, dtype, categories, lead):
     """One group as [..., size], of the type that it is computed in; ``lead`` is how many batch dimensions come first."""
     x = np.asarray(given, held)
@@ -269,8 +283,11 @@ def _checked(given, name, shape, held, dtype, categories, lead):
     return x
 
 
-def _groups(obs, lead):
+def _groups(obs, lead, generator=None):
     given = obs if isinstance(obs, dict) else {{GROUPS[0][0]: obs}}
+    if NOISE and NOISE not in given:
+        shape = np.shape(given[GROUPS[0][0]])[:lead] + GROUPS[-1][1]
+        given = {{**given, NOISE: _drawn(generator or np.random.default_rng(), shape)}}
     missing = [g[0] for g in GROUPS if g[0] not in given]
     if missing:
         raise ValueError(f"the observation lacks the groups {{missing}}")
@@ -283,14 +300,15 @@ def run(obs, memory=None):
     n = len(groups[0]) if groups else 1
     if memory is None:
         memory = {{name: np.zeros((n, size), np.float32) for name, size in STATES}}
-    raw, *after = _forward(*groups, *(memory[name] for name, _ in STATES))
-    return _decide(raw), raw, {{name: value for (name, _), value in zip(STATES, after)}}
+    raw, decided, *after = _forward(*groups, *(memory[name] for name, _ in STATES))
+    return _decide(decided), raw, {{name: value for (name, _), value in zip(STATES, after)}}
 
 
 class Policy:
     """Plays one environment."""
 
-    def __init__(self):
+    def __init__(self, seed=None):
+        self._generator = np.random.default_rng(seed) if NOISE else None
         self._plain = len(GROUPS) == 1 and not GROUPS[0][4] and GROUPS[0][2] == "float32" and len(GROUPS[0][1]) == 1
         self.reset()
 
@@ -306,8 +324,8 @@ class Policy:
                 raise ValueError("the observation holds NaN or infinity")
             groups = (x,)
         else:
-            groups = _groups(obs, 0)
-        self.{raw_name}, *self.memory = _forward(*groups, *self.memory)
-        action = _decide(self.{raw_name})
+            groups = _groups(obs, 0, self._generator)
+        self.{raw_name}, decided, *self.memory = _forward(*groups, *self.memory)
+        action = _decide(decided)
         return {single}
 '''

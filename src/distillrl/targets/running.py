@@ -57,6 +57,8 @@ def decode(rule: Decode, raw: Floats) -> NDArray[Any]:
 def _step(op: Op, values: Mapping[str, NDArray[Any]], plan: Plan) -> NDArray[Any]:
     if isinstance(op, steps.Concat):
         return np.concatenate([values[x].astype(np.float32, copy=False) for x in op.xs], -1)
+    if isinstance(op, steps.Combine):
+        return values[op.x] + values[op.y] if op.kind == "add" else values[op.x] * values[op.y]
     if isinstance(op, steps.GruGate | steps.LstmCell | steps.LstmOut):
         return _gate(op, values)
     x = values[op.x]
@@ -81,6 +83,8 @@ def activate(op: steps.Activate, x: Floats) -> Floats:
     """An elementwise function."""
     if op.kind == "tanh":
         return np.tanh(x)
+    if op.kind == "exp":
+        return np.exp(x)
     if op.kind == "relu":
         return np.maximum(x, 0)
     if op.kind == "clip":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from distillrl.errors import Misconfigured
-from distillrl.records import Group
-from distillrl.senses import ChannelsFirst, Normalise, OneHot, Pick, RemainingTime, Scale, Stack
 from distillrl.students.networks import Network
 from distillrl.targets import plan as steps
-from distillrl.targets.plan import Decode, Floats, Input, Op, Plan, State
+from distillrl.targets import sensing
+from distillrl.targets.plan import Decode, Floats, Input, Plan
+from distillrl.targets.sensing import CODE, Builder
 from distillrl.teachers.chain import Affine
 from distillrl.teachers.extractors import Combined, NatureCNN, Reorder
 from distillrl.teachers.sb3layers import Renorm
 
-CODE = "c, c-int8, compiled, js, onnx and python"
 HEADS = {
     "categorical": "argmax",
     "greedy": "argmax",
@@ -33,55 +32,31 @@ HEADS = {
 }
 
 
-def trace(policy: Any) -> Plan:
-    """The plan of a policy; raises Misconfigured where it is no Network, or has a layer or a sense that has no plan."""
+def trace(policy: Any, sampled: bool = False) -> Plan:
+    """The plan of a policy: of its most likely action, or of a sample, with noise as an input more.
+
+    Raises Misconfigured where it is no Network, has a layer or a sense that has no plan, or holds NaN.
+    """
     if not isinstance(policy, Network):
         raise Misconfigured(
             f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks; the target torch carries any torch policy"
         )
-    builder = _Builder({}, [])
-    groups = _sense(builder, policy)
-    x = _flatten(builder, groups, policy.sense.groups)
+    builder = Builder({}, [])
+    groups = sensing.sense(builder, policy)
+    x = sensing.flatten(builder, groups, policy.sense.groups)
     if policy.recurrent is not None:
         x = _recurrent(builder, x, policy.recurrent)
     for name, layer in policy.body.named_children():
         x = _layer(builder, x, layer, f"body.{name}")
-    raw = _output(builder, x, policy)
+    latent, raw = x, _output(builder, x, policy)
+    decided, noise = _sampled(builder, policy, latent, raw) if sampled else ("", None)
     used = {name for op in builder.ops for name in steps.reads(op)} | {raw}
-    inputs = tuple(_input(name, group, builder) for name, group in policy.spec.observations.items() if name in used)
+    inputs = tuple(sensing.to_input(name, group, builder) for name, group in policy.spec.observations.items() if name in used)
     if not inputs:
         raise Misconfigured("this policy reads no observation at all, so there is nothing to export")
+    inputs += (noise,) if noise is not None else ()
     log_std = None if policy.log_std is None or policy.sde else _floats(policy.log_std)
-    return Plan(inputs, tuple(builder.states), tuple(builder.ops), raw, _decode(policy), builder.shapes, log_std)
-
-
-class _Builder:
-    """The steps so far, and the shapes of their values."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], ops: list[Op]) -> None:
-        self.shapes, self.ops = shapes, ops
-        self.wide: set[str] = set()
-        self.states: list[State] = []
-
-    def name(self) -> str:
-        return f"v{len(self.ops)}"
-
-    def add(self, op: Op, shape: tuple[int, ...]) -> str:
-        self.ops.append(op)
-        self.shapes[op.out] = shape
-        return op.out
-
-    def memory(self, name: str, size: int) -> str:
-        """A new part of the memory: the name of its value before this step; ``remember`` says what it is after."""
-        before = f"before.{name}"
-        self.shapes[before] = (size,)
-        return before
-
-    def remember(self, name: str, before: str, after: str) -> None:
-        self.states.append(State(name, before, after, self.size(before)))
-
-    def size(self, value: str) -> int:
-        return int(np.prod(self.shapes[value], dtype=int))
+    return Plan(inputs, tuple(builder.states), tuple(builder.ops), raw, _decode(policy), builder.shapes, log_std, decided, noise.name if noise else "")
 
 
 def _floats(tensor: Tensor) -> Floats:
@@ -91,109 +66,7 @@ def _floats(tensor: Tensor) -> Floats:
     return array
 
 
-def _sense(b: _Builder, policy: Network) -> dict[str, str]:
-    """Run the sense's steps; group → value."""
-    values = {}
-    for name, group in policy.spec.observations.items():
-        b.shapes[name] = group.shape
-        values[name] = name
-    for i, step in enumerate(policy.sense.steps):
-        if type(step) not in SENSES:
-            known = ", ".join(s.__name__ for s in SENSES)
-            raise Misconfigured(
-                f"the sense's step {i} ({getattr(step, 'kind', type(step).__name__)}) can't be exported as code: {CODE} carry {known}; the target torch carries any"
-            )
-        values = SENSES[type(step)](b, step, values)
-    return values
-
-
-def _pick(b: _Builder, step: Pick, values: Mapping[str, str]) -> dict[str, str]:
-    return {name: values[name] for name in step.groups}
-
-
-def _one_hot(b: _Builder, step: OneHot, values: Mapping[str, str]) -> dict[str, str]:
-    made = {name: b.add(steps.OneHot(b.name(), values[name], counts), (sum(counts),)) for name, counts in step.categories.items() if name in values}
-    return {**values, **made}
-
-
-def _normalise(b: _Builder, step: Normalise, values: Mapping[str, str]) -> dict[str, str]:
-    made = dict(values)
-    wide = step.dtype == "float64"
-    for i, name in enumerate(step.shapes):
-        scale, shift = (getattr(step, f"{part}{i}").detach().cpu().numpy().ravel() for part in ("scale", "shift"))
-        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
-            raise Misconfigured(f"this policy can't be exported: the normaliser of {name!r} holds NaN or infinity")
-        source = values[name]
-        if wide and source == name:
-            b.wide.add(name)
-        made[name] = b.add(steps.Affine(b.name(), source, scale, shift, -step.clip, step.clip, wide), b.shapes[source])
-    return made
-
-
-def _scale(b: _Builder, step: Scale, values: Mapping[str, str]) -> dict[str, str]:
-    made = dict(values)
-    for name, divisor in step.divisors.items():
-        made[name] = b.add(steps.Affine(b.name(), values[name], np.array([1 / divisor]), np.zeros(1)), b.shapes[values[name]])
-    return made
-
-
-def _channels_first(b: _Builder, step: ChannelsFirst, values: Mapping[str, str]) -> dict[str, str]:
-    made = dict(values)
-    for name in step.groups:
-        height, width, channels = b.shapes[values[name]]
-        made[name] = b.add(steps.Transpose(b.name(), values[name]), (channels, height, width))
-    return made
-
-
-def _stack(b: _Builder, step: Stack, values: Mapping[str, str]) -> dict[str, str]:
-    made = dict(values)
-    for name, shape in step.shapes.items():
-        stacked = list(shape)
-        stacked[step.axes[name]] *= step.count
-        old = np.arange(int(np.prod(stacked))).reshape(stacked)
-        new = np.arange(int(np.prod(shape))).reshape(shape) + old.size
-        kept = np.split(old, [shape[step.axes[name]]], step.axes[name])[1]
-        order = np.concatenate([kept, new], step.axes[name]).ravel()
-        before = b.memory(f"stack_{name}", old.size)
-        both = b.add(steps.Concat(b.name(), (before, values[name])), (old.size + new.size,))
-        made[name] = b.add(steps.Take(b.name(), both, tuple(order.tolist())), tuple(stacked))
-        b.remember(f"stack_{name}", before, made[name])
-    return made
-
-
-def _remaining_time(b: _Builder, step: RemainingTime, values: Mapping[str, str]) -> dict[str, str]:
-    before = b.memory("steps", 1)
-    left = b.add(steps.Affine(b.name(), before, np.array([-1 / step.limit]), np.ones(1)), (1,))
-    b.remember("steps", before, b.add(steps.Affine(b.name(), before, np.ones(1), np.ones(1)), (1,)))
-    x = values[step.group]
-    return {**values, step.group: b.add(steps.Concat(b.name(), (x, left)), (b.size(x) + 1,))}
-
-
-SENSES: dict[type, Callable[[_Builder, Any, Mapping[str, str]], dict[str, str]]] = {
-    Pick: _pick,
-    OneHot: _one_hot,
-    Normalise: _normalise,
-    Scale: _scale,
-    ChannelsFirst: _channels_first,
-    Stack: _stack,
-    RemainingTime: _remaining_time,
-}
-
-
-def _input(name: str, group: Group, b: _Builder) -> Input:
-    return Input(name, group.shape, group.dtype, group.categories, name in b.wide and group.dtype == "float64")
-
-
-def _flatten(b: _Builder, values: Mapping[str, str], described: Mapping[str, Group]) -> str:
-    """One float vector, in the order of policies.flatten."""
-    names = sorted(values) if len(values) > 1 else list(values)
-    chosen = tuple(values[name] for name in names)
-    if len(chosen) == 1 and (chosen[0] not in described or described[chosen[0]].dtype == "float32"):
-        return chosen[0]
-    return b.add(steps.Concat(b.name(), chosen), (sum(b.size(v) for v in chosen),))
-
-
-def _recurrent(b: _Builder, x: str, part: nn.Module) -> str:
+def _recurrent(b: Builder, x: str, part: nn.Module) -> str:
     """An LSTM or a GRU of any depth, with layers before and after it, as teachers.recurrence has it."""
     x = _layer(b, x, getattr(part, "before", nn.Identity()), "recurrent.before")
     cell = getattr(part, "lstm", None) or getattr(part, "gru", None)
@@ -208,7 +81,7 @@ def _recurrent(b: _Builder, x: str, part: nn.Module) -> str:
     return _layer(b, x, getattr(part, "after", nn.Identity()), "recurrent.after")
 
 
-def _lstm(b: _Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
+def _lstm(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
     size = weights[1].shape[1]
     h, c = b.memory(f"h{i}", size), b.memory(f"c{i}", size)
     both = b.add(steps.Concat(b.name(), (x, h)), (b.size(x) + size,))
@@ -220,7 +93,7 @@ def _lstm(b: _Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequen
     return out
 
 
-def _gru(b: _Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
+def _gru(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
     size = weights[1].shape[1]
     h = b.memory(f"h{i}", size)
     gi, gh = (b.add(steps.Dense(b.name(), v, _floats(w), _floats(bias)), (3 * size,)) for v, w, bias in zip((x, h), weights, biases, strict=True))
@@ -229,7 +102,7 @@ def _gru(b: _Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequenc
     return out
 
 
-def _layer(b: _Builder, x: str, layer: nn.Module, where: str) -> str:
+def _layer(b: Builder, x: str, layer: nn.Module, where: str) -> str:
     """One layer, or the layers inside of a Sequential; the value that comes out."""
     if isinstance(layer, nn.Sequential):
         for name, inner in layer.named_children():
@@ -255,7 +128,7 @@ def _layer(b: _Builder, x: str, layer: nn.Module, where: str) -> str:
     return made
 
 
-def _span(b: _Builder, x: str, start: int, stop: int) -> str:
+def _span(b: Builder, x: str, start: int, stop: int) -> str:
     return b.add(steps.Take(b.name(), x, tuple(range(start, stop))), (stop - start,))
 
 
@@ -264,22 +137,22 @@ def _described(layer: nn.Module) -> str:
     return text if len(text) < 80 else text[:77] + "…"
 
 
-def _linear(b: _Builder, x: str, layer: nn.Linear) -> str:
+def _linear(b: Builder, x: str, layer: nn.Linear) -> str:
     weight = _floats(layer.weight)
     bias = np.zeros(len(weight), np.float32) if layer.bias is None else _floats(layer.bias)
     return b.add(steps.Dense(b.name(), x, weight, bias), (len(weight),))
 
 
-def _activate(b: _Builder, x: str, kind: str, first: float | Floats = 0.0, second: float = 0.0) -> str:
+def _activate(b: Builder, x: str, kind: str, first: float | Floats = 0.0, second: float = 0.0) -> str:
     return b.add(steps.Activate(b.name(), x, kind, first, second), b.shapes[x])
 
 
-def _prelu(b: _Builder, x: str, layer: nn.PReLU) -> str:
+def _prelu(b: Builder, x: str, layer: nn.PReLU) -> str:
     slope = _floats(layer.weight)
     return _activate(b, x, "leaky", float(slope[0]) if slope.size == 1 else slope)
 
 
-def _batch_norm(b: _Builder, x: str, layer: nn.BatchNorm1d) -> str | None:
+def _batch_norm(b: Builder, x: str, layer: nn.BatchNorm1d) -> str | None:
     if layer.running_mean is None or layer.running_var is None:
         return None
     scale = 1 / (layer.running_var.double() + layer.eps).sqrt()
@@ -289,11 +162,11 @@ def _batch_norm(b: _Builder, x: str, layer: nn.BatchNorm1d) -> str | None:
     return b.add(steps.Affine(b.name(), x, _floats(scale), _floats(shift)), b.shapes[x])
 
 
-def _affine(b: _Builder, x: str, layer: Any) -> str:
+def _affine(b: Builder, x: str, layer: Any) -> str:
     return b.add(steps.Affine(b.name(), x, _floats(layer.scale), _floats(layer.shift)), b.shapes[x])
 
 
-def _conv(b: _Builder, x: str, layer: nn.Conv2d) -> str | None:
+def _conv(b: Builder, x: str, layer: nn.Conv2d) -> str | None:
     """Plain ones: no groups, no dilation, padding of zeros."""
     shape = b.shapes[x]
     padding = layer.padding if isinstance(layer.padding, tuple) else ((0, 0) if layer.padding == "valid" else None)
@@ -308,7 +181,7 @@ def _conv(b: _Builder, x: str, layer: nn.Conv2d) -> str | None:
     return b.add(steps.Conv(b.name(), x, weight, bias, (layer.stride[0], layer.stride[1])), (len(weight), rows, columns))
 
 
-def _layer_norm(b: _Builder, x: str, layer: nn.LayerNorm) -> str | None:
+def _layer_norm(b: Builder, x: str, layer: nn.LayerNorm) -> str | None:
     if layer.normalized_shape != (b.size(x),):
         return None
     ones = torch.ones(layer.normalized_shape)
@@ -318,7 +191,7 @@ def _layer_norm(b: _Builder, x: str, layer: nn.LayerNorm) -> str | None:
 
 
 PLAIN: dict[type, str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
-LAYERS: dict[type, Callable[[_Builder, str, Any], str | None]] = {
+LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     nn.Linear: _linear,
     nn.BatchNorm1d: _batch_norm,
     nn.LayerNorm: _layer_norm,
@@ -335,7 +208,7 @@ LAYERS: dict[type, Callable[[_Builder, str, Any], str | None]] = {
 }
 
 
-def _output(b: _Builder, x: str, policy: Network) -> str:
+def _output(b: Builder, x: str, policy: Network) -> str:
     """The raw outputs; quantiles are averaged inside of the last layer, which is linear."""
     if not policy.quantiles:
         return _layer(b, x, policy.out, "out")
@@ -343,6 +216,29 @@ def _output(b: _Builder, x: str, policy: Network) -> str:
         raise Misconfigured("a policy of quantiles can be exported as code only where its output is a linear layer; the target torch carries it")
     weight, bias = (v.detach().double().reshape(policy.quantiles, -1, *v.shape[1:]).mean(0) for v in (policy.out.weight, policy.out.bias))
     return b.add(steps.Dense(b.name(), x, _floats(weight), _floats(bias)), (len(bias),))
+
+
+def _sampled(b: Builder, policy: Network, latent: str, raw: str) -> tuple[str, Input]:
+    """The raw outputs with noise, whose decoding is a sample, and the input that the noise comes in by."""
+    if "distribution" not in policy.gives:
+        raise Misconfigured(f"this policy ({policy.head.kind}) has no distribution to sample from: export it without --sampled")
+    if policy.sde:
+        raise Misconfigured("gSDE's spread depends on the latent state in a way that no target carries: export this policy without --sampled")
+    name = "noise"
+    while name in policy.spec.observations:
+        name += "_"
+    b.shapes[name] = (b.size(raw),)
+    value = name
+    if policy.log_std is not None:
+        std = _floats(policy.log_std.exp())
+        value = b.add(steps.Affine(b.name(), name, std, np.zeros(1)), b.shapes[name])
+    elif policy.log_std_layer is not None:
+        log_std = _layer(b, latent, policy.log_std_layer, "log_std")
+        low, high = policy.log_std_bounds
+        std_value = _activate(b, _activate(b, log_std, "clip", low, high), "exp")
+        value = b.add(steps.Combine(b.name(), std_value, name, "multiply"), b.shapes[name])
+    decided = b.add(steps.Combine(b.name(), raw, value, "add"), b.shapes[raw])
+    return decided, Input(name, b.shapes[name], "float32")
 
 
 def _decode(policy: Network) -> Decode:

@@ -13,9 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from distillrl.records import Group, Spec
-from distillrl.senses import ChannelsFirst, First, Normalise, RemainingTime, Sense, Stack
+from distillrl.senses import ChannelsFirst, Normalise, Sense, Stack
 from distillrl.students.networks import Network
 from distillrl.teachers import environments
+from distillrl.teachers.environments import GOAL
+from distillrl.wrapping import First, Join, RemainingTime
 
 Groups = dict[str, Group]
 MOST_FRAMES = 16
@@ -27,24 +29,29 @@ def fit(policy: Any, spec: Spec, env: str | None = None) -> Any:
 
     What still differs afterwards is for ``envs.differences`` to say.
     """
-    if not isinstance(policy, Network) or not set(policy.spec.observations) <= set(spec.observations):
+    if not isinstance(policy, Network):
+        return policy
+    joined = bool((policy.info.get("wrappers") or {}).get("goal")) and list(policy.spec.observations) == ["obs"]
+    if not (set(GOAL) if joined else set(policy.spec.observations)) <= set(spec.observations):
         return policy
     doubts = [d for d in environments.doubts(policy.info.get("trained_on"), env) if d not in policy.info.get("doubts", ())]
     if doubts:
         policy = _with_info(policy, {"doubts": [*policy.info.get("doubts", ()), *doubts]})
-    given = {name: spec.observations[name] for name in policy.spec.observations}
+    given = {name: spec.observations[name] for name in (GOAL if joined else policy.spec.observations)}
     wanted = dict(policy.spec.observations)
     chain = _Chain(policy, given, wanted)
     chain.contacts()
-    if not chain.steps and all(given[n].shape == wanted[n].shape for n in wanted):
+    if not joined and not chain.steps and all(given[n].shape == wanted[n].shape for n in wanted):
         return policy
     chain.time(env)
+    if joined:
+        chain.join()
     chain.normalise()
     chain.stack()
     chain.normalise()
     chain.turn()
     chain.normalise()
-    if chain.normalisers or any(chain.groups[n].shape != wanted[n].shape for n in wanted):
+    if chain.normalisers or any(n not in chain.groups or chain.groups[n].shape != wanted[n].shape for n in wanted):
         return policy
     made = _with_info(policy, {"notes": [*policy.info.get("notes", ()), *chain.notes]})
     made.spec = Spec(given, policy.spec.action, policy.spec.reward_scale)
@@ -71,18 +78,32 @@ class _Chain:
         self.told: dict[str, Any] = dict(policy.info.get("wrappers") or {})
         self.steps: list[Any] = []
         self.notes: list[str] = []
-        self.name = "observation" if "observation" in wanted else next(iter(wanted))
+        self.name = "observation" if "observation" in given else next(iter(given))
+        """The group that the time and the contact forces belong to."""
 
     def add(self, step: Any, note: str = "") -> None:
         self.steps.append(step)
         self.groups = step.after(self.groups)
         self.notes += [note] if note else []
 
+    def _wanted(self) -> tuple[int, ...]:
+        """The shape that the group must come to; of a joined list what is left beside the goal."""
+        if self.name in self.wanted:
+            return self.wanted[self.name].shape
+        whole = self.wanted["obs"].shape
+        rest = sum(g.shape[0] if len(g.shape) == 1 else 0 for n, g in self.groups.items() if n != self.name)
+        return (whole[0] - rest,) if len(whole) == 1 else ()
+
+    def join(self) -> None:
+        """SB3 1.0's HER: observation and desired goal as one list."""
+        if all(len(g.shape) == 1 for g in self.groups.values()):
+            self.add(Join(GOAL, "obs"), "observation and desired goal are joined into one list, as SB3 1.0's HER did")
+
     def contacts(self) -> None:
         """Ant's and Humanoid's contact forces, which were always zero in versions 2 and 3."""
         robot, version = environments.split(str(self.policy.info.get("trained_on") or ""))
         keep, full = environments.CONTACTS.get(robot, (0, 0))
-        have, want = self.groups[self.name].shape, self.wanted[self.name].shape
+        have, want = self.groups[self.name].shape, self._wanted()
         done = any(isinstance(step, First) for step in self.rest)
         if done or version is None or version >= 4 or not full or want not in {(full,), (full + 1,)} or len(have) != 1 or have[0] < keep:
             return
@@ -91,7 +112,7 @@ class _Chain:
 
     def time(self, env: str | None) -> None:
         """TimeFeatureWrapper's number; what isn't told is seen from Ant's and Humanoid's known widths."""
-        have, want = self.groups[self.name].shape, self.wanted[self.name].shape
+        have, want = self.groups[self.name].shape, self._wanted()
         robot, _ = environments.split(str(self.policy.info.get("trained_on") or ""))
         known = environments.CONTACTS.get(robot, (0, 0))[1]
         if len(have) == len(want) == 1 and have[0] + 1 == want[0] and (self.told.get("time") or have[0] == known):

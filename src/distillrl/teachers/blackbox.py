@@ -110,7 +110,8 @@ def _asking(path: Path, given: Mapping[str, Any]) -> Asking:
     lacking = [k for k in ("address", "model", "template") if k not in given]
     if lacking:
         raise Misconfigured(f"{path} lacks {', '.join(lacking)}")
-    asking = Asking(**{k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in given.items()})
+    told: dict[str, Any] = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
+    asking = Asking(**told)
     if asking.kind != "openai":
         raise Misconfigured(f"{path}: kind = {asking.kind!r}{nearest(asking.kind, ['openai', 'oip'])}")
     if min(asking.votes, asking.max_calls, asking.max_tokens) < 1:
@@ -203,7 +204,7 @@ class BlackBox:
         bodies = [self._body(flat, i) for i in range(int(lead.numel()))]
         questions = [hashlib.sha256(json.dumps(b, sort_keys=True).encode()).hexdigest() for b in bodies]
         missing = {q: b for q, b in zip(questions, bodies, strict=True) if q not in self.answers.known}
-        self.cached += len(bodies) - len(missing)
+        self.cached += sum(q in self.answers.known for q in questions)
         if missing:
             self._ask(missing)
         prediction = Prediction(self._action([self.answers.known[q] for q in questions]))

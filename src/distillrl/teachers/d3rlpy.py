@@ -140,7 +140,7 @@ def _actor(w: Writer, x: Ref, kind: str, params: Mapping[str, Any]) -> None:
     bounds = scaler.get("params", {}) if scaler["type"] == "min_max" else {"minimum": [-1.0] * width, "maximum": [1.0] * width}
     low, high = _array(bounds["minimum"]), _array(bounds["maximum"])
     w.space = w.space or ActionSpace("box", (width,), low=tuple(low.tolist()), high=tuple(high.tolist()), dtype="float32")
-    here = w.space.kind == "box" and torch.allclose(torch.tensor(w.space.low), low) and torch.allclose(torch.tensor(w.space.high), high)
+    here = w.space.kind == "box" and torch.allclose(torch.tensor(w.space.low, dtype=torch.float32), low) and torch.allclose(torch.tensor(w.space.high, dtype=torch.float32), high)
     if normal and kind in SQUASHED and here and f"{p}_logstd.weight" in w.weights:
         w.gives(mean, "squashed", log_std=w.tracer.call("clamp", w.linear(latent, f"{p}_logstd"), -20.0, 2.0))
         return

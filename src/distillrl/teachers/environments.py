@@ -98,6 +98,9 @@ FITTING: dict[tuple[tuple[int, ...], str], tuple[str, ...]] = {
 LIMITS: dict[str, int] = {"FetchReach": 50, "FetchPush": 50, "FetchSlide": 50, "FetchPickAndPlace": 50, "PandaReach": 50, "PandaPush": 50, "PandaSlide": 50, "PandaPickAndPlace": 50}
 """Steps of an episode, of environments that gymnasium itself doesn't know."""
 
+GOAL = ("observation", "desired_goal")
+"""What SB3 1.0's HER joined into one list, in this order."""
+
 CONTACTS: dict[str, tuple[int, int]] = {"Ant": (27, 111), "Humanoid": (292, 376), "HumanoidStandup": (292, 376)}
 """Robot → (numbers before the contact forces, all numbers) of its v2 and v3: mujoco-py gave contact forces that were always zero."""
 

@@ -19,7 +19,7 @@ from distillrl.errors import Failed, Missing
 from distillrl.records import Spec
 from distillrl.teachers import tensorfiles
 from distillrl.teachers.archives import Archive, names_in, read_file, read_json
-from distillrl.teachers.chain import policy_of
+from distillrl.teachers.converting import policy_of
 from distillrl.teachers.fitting import read, see
 from distillrl.teachers.graph import Graph, Ref, State, outputs_of
 from distillrl.teachers.tracing import Kept, Tracer, settled
@@ -143,7 +143,8 @@ def _program(module: Mapping[str, Any], weights: Mapping[str, Tensor], path: Pat
             tensors[told["arg"]["name"]] = weights[name]
             if kind == "buffer":
                 buffers[name] = told["arg"]["name"]
-    outputs, mutations = [], {}
+    outputs: list[tuple[str, str]] = []
+    mutations: dict[str, str] = {}
     for spec in module["signature"]["output_specs"]:
         ((kind, told),) = spec.items()
         if kind == "user_output" and "as_tensor" in told["arg"]:

@@ -187,7 +187,7 @@ def read(described: Mapping[str, tuple[tuple[int, ...], torch.dtype, str]], spac
 
 def _action_output(outputs: Shapes, lower: Mapping[str, str], value: str | None, space: ActionSpace | None) -> str:
     rest = [n for n in outputs if n != value]
-    names = ACTION_NAMES
+    names: tuple[str, ...] = ACTION_NAMES
     if space is not None:
         off = "continuous" if space.kind != "box" else "discrete_"
         names = tuple(n for n in names if not (off in n and "actions" in n and not (off == "discrete_" and "continuous" in n)))

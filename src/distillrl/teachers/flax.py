@@ -20,13 +20,13 @@ from distillrl.teachers import pickles, spaces
 from distillrl.teachers.archives import Archive, names_in, read_file, read_json
 from distillrl.teachers.graph import Ref
 from distillrl.teachers.pickles import Global, Made
+from distillrl.teachers.sizes import Visits
 from distillrl.teachers.writer import Weights, Writer, check_activation, policy
 
 if TYPE_CHECKING:
     from distillrl.teachers import Options
 
 MAX_BYTES = 1 << 30
-MAX_DEPTH = 40
 JAX_ARRAY = "jax._src.array._reconstruct_array"
 
 
@@ -50,10 +50,13 @@ def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
         raise Failed(f"{path} is damaged: its parameters make no sense ({type(error).__name__}: {str(error)[:100]})") from None
 
 
-def parameters(value: Any, where: str, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+def parameters(value: Any, where: str) -> dict[str, Tensor]:
     """The arrays of an inert tree by dotted name; FrozenDicts are seen through."""
-    if depth > MAX_DEPTH:
-        raise Failed(f"{where} is refused: nested too deeply")
+    return _parameters(value, Visits(where), "", 0)
+
+
+def _parameters(value: Any, visits: Visits, prefix: str, depth: int) -> dict[str, Tensor]:
+    visits.one(depth)
     pairs = pickles.entries(value)
     if pairs is None and isinstance(value, Made) and value.name.startswith("flax.core"):
         inner = (value.state or {}).get("_dict") if isinstance(value.state, Mapping) else (value.args[0] if value.args else None)
@@ -61,9 +64,9 @@ def parameters(value: Any, where: str, prefix: str = "", depth: int = 0) -> dict
     if pairs is not None:
         found: dict[str, Tensor] = {}
         for name, inner in pairs.items():
-            found.update(parameters(inner, where, f"{prefix}.{name}" if prefix else str(name), depth + 1))
+            found.update(_parameters(inner, visits, f"{prefix}.{name}" if prefix else str(name), depth + 1))
         return found
-    tensor = _tensor(value, where)
+    tensor = _tensor(value, visits.where)
     return {} if tensor is None else {prefix: tensor}
 
 

@@ -73,9 +73,11 @@ class Client:
                 raise
 
     def _once(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
-        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
-        options = {"context": ssl.create_default_context()} if self.secure else {}
-        connection = kind(self.host, self.port, timeout=self.timeout, **options)  # type: ignore[arg-type]  # only HTTPS has a context
+        connection = (
+            http.client.HTTPSConnection(self.host, self.port, timeout=self.timeout, context=ssl.create_default_context())
+            if self.secure
+            else http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
+        )
         try:
             payload = None if body is None else json.dumps(body, allow_nan=False).encode()
             headers = {"Accept": "application/json", **({"Content-Type": "application/json"} if payload is not None else {}), **self.headers}

@@ -18,7 +18,7 @@ from torch import Tensor
 from distillrl.errors import Failed, Missing
 from distillrl.records import Spec
 from distillrl.teachers.archives import Archive, names_in, read_file, read_json
-from distillrl.teachers.chain import policy_of
+from distillrl.teachers.converting import policy_of
 from distillrl.teachers.fitting import read, see
 from distillrl.teachers.graph import Ref, fold, free_number, outputs_of
 from distillrl.teachers.tracing import Tracer

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distillrl.errors import Failed, Missing
 from distillrl.records import Spec
-from distillrl.teachers.chain import TOLERANCE, policy_of
+from distillrl.teachers.converting import TOLERANCE, policy_of
 from distillrl.teachers.fitting import read, see
 from distillrl.teachers.graph import (
     Graph,

@@ -108,6 +108,10 @@ def _checked(onnx: Any, path: Path, proto: Any) -> Model:
         raise Failed(f"{path} has {len(graph.node)} operators, more than the {MAX_NODES} that are allowed")
     if graph.sparse_initializer:
         raise Failed(f"{path} holds sparse tensors, which a policy has no use for")
+    named = [n for node in graph.node for n in (node.op_type, node.domain, *node.input, *node.output)] + [t.name for t in graph.initializer]
+    named += [v.name for v in (*graph.input, *graph.output)] + [proto.producer_name] + [t for p in proto.metadata_props for t in (p.key, p.value)]
+    if not all(isinstance(n, str) for n in named):
+        raise Failed(f"{path} is damaged: a name in it is no text")
     constants = {t.name: _tensor(onnx, t, path) for t in graph.initializer}
     nodes = []
     for node in graph.node:

@@ -18,7 +18,7 @@ from distillrl.policies import ACTION, Memory
 from distillrl.records import Prediction, Spec
 from distillrl.teachers.fitting import Reading, Seen, input_tensor, read, see
 from distillrl.teachers.graph import difference
-from distillrl.teachers.graphpolicy import decode, head_kind, knowledge
+from distillrl.teachers.graphpolicy import decode, head_kind, knowledge, reshaped
 from distillrl.teachers.onnx_proto import Model
 
 ENDLESS = frozenset({"Loop", "Scan", "SequenceMap"})
@@ -71,11 +71,9 @@ class RuntimePolicy:
         raw = outputs[reading.action]
         action = decode(reading, self.head, raw, outputs[reading.spread] if reading.spread else None)
         q = outputs[reading.q or reading.action].flatten(1) if (reading.q and "q" in wants) or reading.kind == "greedy" else None
-        value = outputs[reading.value].reshape(-1) if reading.value and "value" in wants else None
-        prediction = Prediction(action, q=q, value=value)
+        worth = outputs[reading.value].reshape(-1) if reading.value and "value" in wants else None
+        prediction = Prediction(action, q=q, value=worth)
         if len(lead) != 1:
-            from distillrl.teachers.graphpolicy import reshaped
-
             prediction = reshaped(prediction, lead)
         return prediction, {name: outputs[out].movedim(axis, 0) for name, (out, axis) in self.states.items()}
 
@@ -93,7 +91,7 @@ def run(session: Any, model: Model, feed: Mapping[str, Tensor], names: list[str]
     known = {i.name for i in session.get_inputs()}
     wanted = list(dict.fromkeys(names))
     in_axis = {name: axis for name, (_, axis) in states.items()}
-    out_axis = {out: axis for out, axis in states.values()}
+    out_axis = dict(states.values())
     with runtime_errors(onnxruntime):
         if not one_by_one:
             got = session.run(wanted, {k: v.contiguous().numpy() for k, v in feed.items() if k in known})
@@ -185,7 +183,7 @@ def widened(model: Model, states: Mapping[str, tuple[str, int]]) -> bytes:
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    axes = {**{name: axis for name, (_, axis) in states.items()}, **{out: axis for out, axis in states.values()}}
+    axes = {**{name: axis for name, (_, axis) in states.items()}, **dict(states.values())}
     for info in (*proto.graph.input, *proto.graph.output):
         dims = info.type.tensor_type.shape.dim
         if len(dims) > axes.get(info.name, 0):

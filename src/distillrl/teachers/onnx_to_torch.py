@@ -108,8 +108,8 @@ def _gemm(s: Step) -> None:
         else:
             s.call("add", s.middle("linear", a, weight), s.middle("mul", bias, beta))
         return
-    b = s.x(1) if not s.options.get("transB", 0) else s.middle("t", s.x(1))
-    product = s.middle("mul", s.middle("matmul", a, b), alpha)
+    right = s.x(1) if not s.options.get("transB", 0) else s.middle("t", s.x(1))
+    product = s.middle("mul", s.middle("matmul", a, right), alpha)
     s.call("identity", product) if s.maybe(2) is None else s.call("add", product, s.middle("mul", s.x(2), beta))
 
 
@@ -335,10 +335,10 @@ def _recurrent(s: Step) -> None:
     biases = s.tensor(3)[0].chunk(2) if s.maybe(3) is not None else (torch.zeros(w.shape[0]),) * 2
     params = tuple(s.tracer.constant(t) for t in (w, r, *(_gates(b, order) for b in biases)))
     batch = s.tracer.shape(s.x())[1]
-    starts = [s.maybe(i) or s.middle("zeros", (1, batch, hidden)) for i in ((5, 6) if lstm else (5,))]
+    starts: list[Any] = [s.maybe(i) or s.middle("zeros", (1, batch, hidden)) for i in ((5, 6) if lstm else (5,))]
     states = tuple(starts) if lstm else starts[0]
     names = [*s.outputs, "", "", ""]
-    y, *last = s.tracer.call("lstm" if lstm else "gru", s.x(), states, params, True, 1, 0.0, False, False, False, outputs=("", names[1], names[2]))
+    y, *_ = s.tracer.call("lstm" if lstm else "gru", s.x(), states, params, True, 1, 0.0, False, False, False, outputs=("", names[1], names[2]))
     if names[0]:
         s.tracer.call("unsqueeze", y, 1, outputs=(names[0],))
 

@@ -39,7 +39,7 @@ def _slice(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = 
 
 
 def _split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
-    return x.split(sizes if isinstance(sizes, int) else list(sizes), dim)
+    return torch.split(x, sizes if isinstance(sizes, int) else list(sizes), dim)
 
 
 def _flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
@@ -154,6 +154,17 @@ def _full(size: Sequence[int], value: float, **options: Any) -> Tensor:
     return torch.full(_size(size), float(value))
 
 
+def _like(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(x: Tensor, *value: Any, **options: Any) -> Tensor:
+        return make(x, *value[: 1 if make is torch.full_like else 0])
+
+    return run
+
+
+def _scalar_tensor(value: float, **options: Any) -> Tensor:
+    return torch.tensor(float(value))
+
+
 def _new_zeros(x: Tensor, size: Sequence[int], *ignored: Any, **options: Any) -> Tensor:
     return x.new_zeros(_size(size))
 
@@ -215,7 +226,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "square": torch.square, "abs": torch.abs, "sign": torch.sign,
     "reciprocal": torch.reciprocal, "sin": torch.sin, "cos": torch.cos, "atan2": torch.atan2, "erf": torch.erf, "floor": torch.floor, "ceil": torch.ceil,
     "round": torch.round, "atanh": torch.atanh, "expm1": torch.expm1, "log1p": torch.log1p, "addcmul": torch.addcmul,
-    "clamp": _clamp, "clip": _clamp, "clamp_min": lambda x, min: _clamp(x, min), "clamp_max": lambda x, max: _clamp(x, None, max),
+    "clamp": _clamp, "clip": _clamp, "clamp_min": _clamp, "clamp_max": lambda x, max: _clamp(x, None, max),
     "maximum": torch.maximum, "minimum": torch.minimum, "max": _extreme(torch.max), "min": _extreme(torch.min),
     "mean": _mean, "sum": _sum, "norm": _norm, "linalg_vector_norm": _norm, "cumsum": torch.cumsum, "prod": torch.prod,
     "argmax": _argmax, "amax": torch.amax, "amin": torch.amin, "logsumexp": torch.logsumexp, "nan_to_num": torch.nan_to_num,
@@ -235,8 +246,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "long": lambda x: x.long(), "int": lambda x: x.int(), "bool": lambda x: x.bool(), "half": lambda x: x.half(),
     "contiguous": _same, "detach": _same, "detach_": _same, "clone": _same, "alias": _same, "lift_fresh_copy": _same, "identity": _same, "cpu": _same,
     # new tensors
-    "zeros": _zeros, "ones": _ones, "full": _full, "new_zeros": _new_zeros, "zeros_like": lambda x, **options: torch.zeros_like(x),
-    "ones_like": lambda x, **options: torch.ones_like(x), "full_like": lambda x, value, **options: torch.full_like(x, value), "scalar_tensor": lambda value, **options: torch.tensor(float(value)),
+    "zeros": _zeros, "ones": _ones, "full": _full, "new_zeros": _new_zeros, "zeros_like": _like(torch.zeros_like),
+    "ones_like": _like(torch.ones_like), "full_like": _like(torch.full_like), "scalar_tensor": _scalar_tensor,
 }  # fmt: skip
 
 ACTIVATIONS: dict[str, Callable[..., torch.nn.Module]] = {

@@ -112,7 +112,7 @@ def _rl_games(w: Writer) -> None:
     action = w.linear(latent, f"{n}mu")
     space, sigma = w.space, w.weights.first(f"{n}sigma")
     if space is not None and space.kind == "box" and all(map(math.isfinite, (*space.low, *space.high))) and set(zip(space.low, space.high, strict=True)) != {(-1.0, 1.0)}:
-        low, high = torch.tensor(space.low), torch.tensor(space.high)
+        low, high = torch.tensor(space.low, dtype=torch.float32), torch.tensor(space.high, dtype=torch.float32)
         w.notes.append("rl_games' player clips to ±1 and stretches to the environment's bounds (clip_actions); so does this")
         w.gives(w.ranged(w.tracer.call("clamp", action, -1.0, 1.0), (high - low) / 2, (high + low) / 2), "deterministic", value=value)
         return
@@ -187,7 +187,7 @@ def _cleanrl_actor(w: Writer) -> None:
     scale, bias = (w.weights[f"{p}{n}"].reshape(-1) for n in ("action_scale", "action_bias"))
     last = f"{p}fc_mu" if f"{p}fc_mu.weight" in w.weights else f"{p}fc_mean"
     mean = w.linear(latent, last)
-    fits = w.space is not None and w.space.kind == "box" and torch.allclose(torch.tensor(w.space.low), bias - scale) and torch.allclose(torch.tensor(w.space.high), bias + scale)
+    fits = w.space is not None and w.space.kind == "box" and torch.allclose(torch.tensor(w.space.low, dtype=torch.float32), bias - scale) and torch.allclose(torch.tensor(w.space.high, dtype=torch.float32), bias + scale)
     if f"{p}fc_logstd.weight" in w.weights and fits:
         raw = w.tracer.call("tanh", w.linear(latent, f"{p}fc_logstd"))
         half = torch.full((w.tracer.shape(mean)[-1],), 3.5)
@@ -243,7 +243,7 @@ def _sb3_bare(w: Writer) -> None:
     w.notes.append(UNSEEN)
     latent = w.sequential(x, "mlp_extractor.policy_net.", open_end=True)
     value = w.linear(w.sequential(x, "mlp_extractor.value_net.", open_end=True), "value_net") if w.weights.numbered("mlp_extractor.value_net.") else None
-    log_std = w.weights["log_std"] if "log_std" in w.weights else None
+    log_std = spread_of(w.weights, "log_std", None)
     if log_std is not None and log_std.dim() != 1:
         raise Missing(f"{w.weights.where}: gSDE needs the whole zip that stable-baselines3 saved")
     w.gives(w.linear(latent, "action_net"), "gaussian" if log_std is not None else "categorical", log_std=log_std, value=value)

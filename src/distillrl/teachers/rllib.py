@@ -59,7 +59,7 @@ def _new(path: Path) -> dict[str, Path]:
         folder = path / part
         if folder.is_dir():
             found = {p.parent.name: p.parent for p in sorted(folder.glob("*/module_state.pkl"))}
-            if found or (folder / "module_state.pkl").is_file() and (folder / "class_and_ctor_args.pkl").is_file() and not part:
+            if found or ((folder / "module_state.pkl").is_file() and (folder / "class_and_ctor_args.pkl").is_file() and not part):
                 return found or {path.name: path}
     return {}
 
@@ -146,7 +146,7 @@ def _played(w: Writer, raw: Ref, value: Ref | None, squashed: bool, free: str | 
     if squashed:
         w.gives(mean, "squashed", log_std=w.tracer.call("clamp", log_std, -20.0, 2.0), value=value)
         return
-    low, high = torch.tensor(space.low), torch.tensor(space.high)
+    low, high = torch.tensor(space.low, dtype=torch.float32), torch.tensor(space.high, dtype=torch.float32)
     if bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
         half, middle = (high - low) / 2, (high + low) / 2
         if not (bool((half == 1).all()) and bool((middle == 0).all())):

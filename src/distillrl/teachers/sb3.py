@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from distillrl.records import Group, Spec
 from distillrl.senses import Scale, Sense, Stack, one_hot_where_needed
 from distillrl.students.networks import Network
 from distillrl.teachers import archives, environments, normalisers, sb3facts, sb3policies, zoo
+from distillrl.teachers.environments import GOAL
 from distillrl.teachers.extractors import Combined, NatureCNN, Own
 from distillrl.teachers.normalisers import Normaliser
 from distillrl.teachers.sb3facts import Facts
 from distillrl.teachers.sb3layers import described, named
 from distillrl.teachers.sb3policies import Parts
 from distillrl.teachers.zoo import Found
+from distillrl.wrapping import Join
 
 if TYPE_CHECKING:
     from distillrl.teachers import Options
@@ -103,10 +106,16 @@ def _seen(groups: dict[str, Group], sees: str, where: str) -> dict[str, Group]:
 def _normalised(groups: dict[str, Group], normaliser: Normaliser | None, place: str) -> tuple[list[Any], dict[str, Group]]:
     """The normalising steps, and the groups that come into them.
 
-    Statistics of a k-th of a list of numbers are of one frame of a VecFrameStack: then one frame comes in.
+    Statistics of a k-th of a list of numbers are of one frame of a VecFrameStack: then one frame comes in. Statistics of
+    a goal environment's groups, where the policy sees one list, are of SB3 1.0's HER: then the two that it joined come in.
     """
     if normaliser is None or not normaliser.moments:
         return [], groups
+    if list(groups) == ["obs"] and set(GOAL) <= set(normaliser.moments):
+        moments = {n: normaliser.moments[n] for n in GOAL}
+        inside = {n: Group(m.shape, groups["obs"].dtype) for n, (m, _) in moments.items()}
+        if sum(g.shape[0] if len(g.shape) == 1 else -1 for g in inside.values()) == groups["obs"].shape[0]:
+            return [replace(normaliser, moments=moments).step(list(inside)), Join(GOAL, "obs")], inside
     step = normaliser.step(list(groups))
     shapes = step.shapes
     if set(shapes) <= set(groups) and all(groups[n].shape == s for n, s in shapes.items()):
@@ -175,6 +184,9 @@ def _surroundings(facts: Facts, found: Found, normaliser: Normaliser | None) -> 
     if found.time:
         told["time"] = True
         notes.append("it was trained behind TimeFeatureWrapper: the last number that it sees is the share of the episode that is left")
+    if "n_sampled_goal" in facts.data or "model_class" in facts.data:
+        told["goal"] = True
+        notes.append("it was trained with SB3 1.0's HER, which joins the observation and the goal that is desired into one list")
     if found.stack:
         told["stack"] = found.stack
         notes.append(f"it was trained behind VecFrameStack: it sees the last {found.stack} observations at once")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from distillrl.actions import Action, Bernoulli, Categorical, Deterministic, Gaussian, Head, MultiCategorical
-from distillrl.envs import spec_of
 from distillrl.errors import Misconfigured
 from distillrl.policies import ACTION, Memory
 from distillrl.records import Prediction, Spec
 from distillrl.senses import Sense
+from distillrl.spaces import spec_of
 from distillrl.teachers import Options, normalisers, sb3, sb3facts, sb3policies
 from distillrl.teachers.normalisers import Normaliser
 

@@ -19,7 +19,7 @@ from distillrl.teachers import pickles, sb3layers
 from distillrl.teachers.extractors import Reorder, extractor
 from distillrl.teachers.recurrence import Recurrent, lstm
 from distillrl.teachers.sb3facts import Facts
-from distillrl.teachers.sb3layers import Renorm, stack, width_after
+from distillrl.teachers.sb3layers import Renorm, dense, stack, width_after
 
 Activation = Callable[[], nn.Module]
 
@@ -64,6 +64,8 @@ def _actor_critic(facts: Facts, activation: Activation) -> Parts:
     parts = _policy_head(facts, front, width, activation)
     theirs, width = extractor(facts, ("vf_features_extractor.", "features_extractor."))
     parts.value = _value_net(facts, theirs, width, activation)
+    if facts.algorithm == "MaskablePPO":
+        parts.notes.append("it was trained with masks of legal actions: here all actions count as legal")
     return parts
 
 
@@ -74,7 +76,10 @@ def _policy_head(facts: Facts, front: list[nn.Module], width: int, activation: A
     layers += stack(weights, "mlp_extractor.policy_net", width_after(layers, width), activation)
     width = width_after(layers, width)
     space = facts.action.action(facts.where)
-    out = weights.linear("action_net", width, space.size)
+    pairs = facts.algorithm == "MaskablePPO" and kind == "multibinary"  # two logits a switch, off and on
+    out = weights.linear("action_net", width, space.size * (2 if pairs else 1))
+    if pairs:
+        out = dense(out.weight[1::2] - out.weight[0::2], out.bias[1::2] - out.bias[0::2])
     parts = Parts(_joined(front, layers), out, HEADS[kind])
     if kind == "box":
         squashed = facts.kwargs.get("squash_output") is True

@@ -20,6 +20,7 @@ from torch import Tensor
 from distillrl.errors import Failed, Missing
 from distillrl.teachers.graph import Ref
 from distillrl.teachers.operators import DTYPES, OPERATORS
+from distillrl.teachers.script_plain import PLAIN, QUESTIONS
 from distillrl.teachers.tracing import Tracer
 
 MAX_CODE = 8 << 20
@@ -200,9 +201,7 @@ class Reader:
         """The value of an expression: a Ref, a number, a list, a Module or None."""
         kind = type(node).__name__
         follow = getattr(self, f"_expr_{kind.lower()}", None)
-        if follow is None:
-            self._no(node)
-        return self.now(follow(node, scope))
+        return self.now(follow(node, scope) if follow is not None else self._no(node))
 
     def _expr_constant(self, node: ast.Constant, scope: dict[str, Any]) -> Any:
         return node.value
@@ -405,28 +404,3 @@ def _dotted(node: ast.expr) -> str | None:
     if not isinstance(node, ast.Name):
         return None
     return ".".join([node.id, *parts[::-1]]) if node.id in {"torch", "ops", "__torch__"} or not parts else None
-
-
-def _append(items: list[Any], item: Any) -> list[Any]:
-    items.append(item)
-    return items
-
-
-QUESTIONS: dict[str, Callable[..., Any]] = {
-    "dim": lambda x: x.dim(), "size": lambda x, d=None: list(x.shape) if d is None else x.shape[d], "len": len, "numel": lambda x: x.numel(),
-    "dtype": lambda x: x.dtype, "is_floating_point": lambda x: x.is_floating_point(), "device": lambda x: None, "is_cuda": lambda x: False,
-    "requires_grad": lambda x: False, "layout": lambda x: None, "ndim": lambda x: x.dim(), "shape": lambda x: list(x.shape), "sym_size": lambda x, d: x.shape[d],
-}  # fmt: skip
-"""What can be asked of a tensor without looking at its numbers."""
-PLAIN: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b if not isinstance(a, (str, list)) else None, "div": lambda a, b: a / b,
-    "floordiv": lambda a, b: a // b, "remainder": lambda a, b: a % b, "neg": lambda a: -a, "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
-    "lt": lambda a, b: a < b, "gt": lambda a, b: a > b, "le": lambda a, b: a <= b, "ge": lambda a, b: a >= b, "__not__": lambda a: not a,
-    "__is__": lambda a, b: a is b, "__isnot__": lambda a, b: a is not b, "__contains__": lambda a, b: b in a, "__and__": lambda a, b: a and b,
-    "__or__": lambda a, b: a or b, "len": len, "format": lambda *a: str(a[0]), "__getitem__": lambda a, b: a[b], "append": _append, "sqrt": math.sqrt,
-    "log": math.log, "exp": math.exp, "max": max, "min": min, "NumToTensor": lambda a: a, "Int": int, "Float": float, "Bool": bool, "IntImplicit": int,
-    "FloatImplicit": float, "ScalarImplicit": lambda a: a, "unchecked_cast": lambda a: a, "numel": lambda a: 1, "list": list, "device": lambda *a: None,
-    "dtype": lambda a: None, "__round_to_zero_floordiv": lambda a, b: int(a / b), "floor_divide": lambda a, b: a // b, "is_grad_enabled": lambda: False,
-    "is_scripting": lambda: True, "warn": lambda *a, **k: None, "get_device": lambda a: -1, "ceil": math.ceil, "floor": math.floor, "abs": abs,
-}  # fmt: skip
-"""torch's operators on plain numbers and lists."""

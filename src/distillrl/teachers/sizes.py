@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from distillrl.errors import Failed
@@ -18,6 +18,19 @@ MAX_NUMBERS = 1 << 26
 """Numbers that one step may give in a trial of a few states: 256 MiB."""
 MAX_WORK = 1 << 36
 """Multiplications that one step may need in a trial of a few states."""
+
+
+class Visits:
+    """Counts the steps of a walk through a file's tree: shared parts can make a small file an endless tree."""
+
+    def __init__(self, where: str, most: int = 200_000, deepest: int = 100) -> None:
+        self.where, self.left, self.deepest = where, most, deepest
+
+    def one(self, depth: int) -> None:
+        """One more step; raises Failed at too many, or too deep."""
+        self.left -= 1
+        if self.left < 0 or depth > self.deepest:
+            raise Failed(f"{self.where} is refused: its parts are nested {'too deeply' if depth > self.deepest else 'without end'}")
 
 
 def check(op: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -45,8 +58,8 @@ def _broadcast(args: Sequence[Any]) -> int:
     if not shapes:
         return 1
     try:
-        return math.prod(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
+        return math.prod(np.broadcast_shapes(*map(tuple, shapes)))
+    except ValueError:
         return max(math.prod(s) for s in shapes)
 
 
@@ -68,8 +81,8 @@ def _matmul(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, int]:
     a, b = [t for t in _tensors(args) if t.dim() > 0][-2:]
     rows, columns = (a.shape[-2] if a.dim() > 1 else 1), (b.shape[-1] if b.dim() > 1 else 1)
     try:
-        lead = math.prod(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
-    except RuntimeError:
+        lead = math.prod(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2])))
+    except ValueError:
         lead = 1  # refused when it is run
     return lead * rows * columns, max(1, a.shape[-1])
 
@@ -112,7 +125,7 @@ def _pad(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, int]:
 
 
 def _indexed(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, int]:
-    x, indices = args[0], [t for t in _tensors(args[1:])]
+    x, indices = args[0], _tensors(args[1:])
     return x.numel() * max((t.numel() for t in indices), default=1), 1
 
 

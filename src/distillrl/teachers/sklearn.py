@@ -27,6 +27,7 @@ from distillrl.teachers import pickles
 from distillrl.teachers.archives import Archive, names_in, read_file, read_json
 from distillrl.teachers.fitting import see, unbounded
 from distillrl.teachers.pickles import Made
+from distillrl.teachers.sizes import Visits
 from distillrl.teachers.writer import Weights, Writer, policy
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def read(path: Path) -> Any:
         return _Skops(archive).value(read_json(archive.read("schema.json"), str(path)), 0)
     if path.suffix.lower() == ".joblib":
         raise Missing(f"{path}: joblib's files mix pickle and raw data, which is not read here; save it with skops.io.dump, or pickle")
-    return _plain(pickles.read(data, str(path)), str(path), 0)
+    return _plain(pickles.read(data, str(path)), Visits(str(path)), 0)
 
 
 class _Skops:
@@ -156,26 +157,25 @@ def _attributes(state: Any) -> dict[str, Any]:
     return {str(k): v for k, v in state.items()} if isinstance(state, Mapping) else {}
 
 
-def _plain(value: Any, where: str, depth: int) -> Any:
+def _plain(value: Any, visits: Visits, depth: int) -> Any:
     """A pickle's inert tree as plain data."""
-    if depth > MAX_DEPTH:
-        raise Failed(f"{where} is refused: nested too deeply")
+    visits.one(depth)
     pairs = pickles.entries(value)
     if pairs is not None:
-        return {k: _plain(v, where, depth + 1) for k, v in pairs.items()}
+        return {k: _plain(v, visits, depth + 1) for k, v in pairs.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v, where, depth + 1) for v in value]
+        return [_plain(v, visits, depth + 1) for v in value]
     if isinstance(value, Made):
         if value.name.startswith(("numpy.core.", "numpy._core.")):
-            return _array(value, where)
+            return _array(value, visits)
         if value.name.startswith("sklearn."):
-            return Estimator(value.name.rpartition(".")[2], _attributes(_plain(value.state, where, depth + 1)))
+            return Estimator(value.name.rpartition(".")[2], _attributes(_plain(value.state, visits, depth + 1)))
         return None
     return value
 
 
-def _array(value: Made, where: str) -> Any:
-    state = value.state
+def _array(value: Made, visits: Visits) -> Any:
+    state, where = value.state, visits.where
     if value.name.endswith("_reconstruct") and isinstance(state, tuple) and len(state) == 5 and (dtype := _structured(state[2])) is not None:
         _, shape, _, fortran, data = state
         if not isinstance(data, bytes) or any(type(s) is not int or s < 0 for s in shape) or math.prod(shape) * dtype.itemsize != len(data):
@@ -185,7 +185,7 @@ def _array(value: Made, where: str) -> Any:
         return pickles.array(value, where)
     except Failed:
         if isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], list):
-            return [_plain(v, where, 1) for v in state[4]]
+            return [_plain(v, visits, 1) for v in state[4]]
         raise
 
 
@@ -301,7 +301,7 @@ class Trees(nn.Module):
 
     def __init__(self, trees: list[tuple[np.ndarray, np.ndarray]]) -> None:
         super().__init__()
-        self.count = len(trees)
+        self.count, self.outputs = len(trees), trees[0][1].shape[1]
         self.depth = max(_depth(nodes) for nodes, _ in trees)
         for i, (nodes, values) in enumerate(trees):
             inner = nodes["left_child"] >= 0
@@ -328,6 +328,8 @@ class Trees(nn.Module):
 
 class LogOf(nn.Module):
     """The logarithm of probabilities, and how they lie among all actions."""
+
+    actions: Tensor
 
     def __init__(self, actions: list[int], n: int) -> None:
         super().__init__()
@@ -371,8 +373,8 @@ def _tree(estimator: Estimator, width: int) -> tuple[np.ndarray, np.ndarray]:
 def _forest(model: Estimator, steps: list[Estimator], spec: Spec | None, sees: str | None, who: str) -> Network:
     width = int(model.attributes["n_features_in_"])
     members = [model] if model.kind in TREES else [m for m in model.attributes["estimators_"] if isinstance(m, Estimator)]
-    module: nn.Module = Trees([_tree(m, width) for m in members])
-    outputs = int(module.values0.shape[1])
+    module = Trees([_tree(m, width) for m in members])
+    outputs = int(module.outputs)
     seen = see({"obs": ((width,), torch.float32)}, spec, sees, who)
     space = spec.action if spec else None
     if model.kind.endswith("Classifier"):

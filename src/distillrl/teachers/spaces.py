@@ -205,13 +205,13 @@ def _readable(value: Mapping[str, Any], where: str) -> Space:
     if kind == "discrete":
         return _checked(Space("discrete", dtype=dtype, n=_int(value.get("n"), where), start=_int(value.get("start", 0), where)), where)
     if kind == "multidiscrete":
-        nvec = tuple(int(v) for v in _numbers(value.get("nvec"), where))
+        nvec = _whole(value.get("nvec"), where)
         return _checked(Space("multidiscrete", (len(nvec),), dtype, nvec=nvec), where)
     if kind == "multibinary":
-        shape = tuple(int(v) for v in _numbers(value.get("n", value.get("_shape")), where))
+        shape = _whole(value.get("n", value.get("_shape")), where)
         return _checked(Space("multibinary", shape, dtype), where)
     if kind == "box":
-        shape = tuple(int(v) for v in _numbers(value.get("_shape", value.get("shape")), where))
+        shape = _whole(value.get("_shape", value.get("shape")), where)
         low, high = (_filled(value.get(key), shape, dtype, where) for key in ("low", "high"))
         return _checked(Space("box", shape, dtype, low, high), where)
     raise Failed(f"{where} is a {pickles.shown(value.get(':type:'))}, whose text doesn't say enough")
@@ -224,6 +224,13 @@ def _numbers(text: Any, where: str) -> list[float]:
         return [float(part) for part in re.sub(r"[\[\](),]", " ", str(text)).split()]
     except ValueError:
         raise Failed(f"{where} is damaged: {str(text)[:80]!r} are no numbers") from None
+
+
+def _whole(text: Any, where: str) -> tuple[int, ...]:
+    numbers = _numbers(text, where)
+    if not all(math.isfinite(n) and n == math.floor(n) for n in numbers):
+        raise Failed(f"{where} is damaged: {pickles.shown(text)!r} are no whole numbers")
+    return tuple(int(n) for n in numbers)
 
 
 def _filled(text: Any, shape: tuple[int, ...], dtype: str, where: str) -> np.ndarray:

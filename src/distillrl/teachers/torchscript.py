@@ -21,11 +21,12 @@ from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.records import Spec
 from distillrl.teachers import tensorfiles
 from distillrl.teachers.archives import Archive, names_in, read_file
-from distillrl.teachers.chain import policy_of
+from distillrl.teachers.converting import policy_of
 from distillrl.teachers.fitting import read, see
 from distillrl.teachers.graph import Graph, Ref, State, outputs_of
 from distillrl.teachers.pickles import Made
 from distillrl.teachers.script_reader import MAX_CODE, Code, Module, Reader
+from distillrl.teachers.sizes import Visits
 from distillrl.teachers.tracing import Kept, Tracer, settled
 
 if TYPE_CHECKING:
@@ -67,7 +68,12 @@ def _run(path: Path, options: Options, spec: Spec | None) -> Any:
         module = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:
         raise Failed(f"{path} can't be loaded by torch.jit: {str(error).splitlines()[0][:200]}") from None
-    return live.load(module.eval(), options, spec)
+    module.eval()
+
+    def ask(obs: Tensor) -> Any:
+        return module(obs)
+
+    return live.load(ask, options, spec)  # as a function: a script has no hooks for features
 
 
 def read_script(path: Path) -> tuple[Module, Code, tuple[Any, ...]]:
@@ -92,27 +98,26 @@ def _part(archive: Archive, root: str, name: str, where: str) -> Any:
     """data.pkl or constants.pkl: modules as Module, tensors as tensors, everything else as inert data."""
     top, tensor = tensorfiles.part(archive, f"{root}{name}.pkl", f"{root}{name}/", where)
     try:
-        return _converted(top, tensor, where, 0)
+        return _converted(top, tensor, Visits(where), 0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise Failed(f"{where} is damaged: {name}.pkl makes no sense ({type(error).__name__}: {str(error)[:100]})") from None
 
 
-def _converted(value: Any, tensor: Any, where: str, depth: int) -> Any:
-    if depth > 100:
-        raise Failed(f"{where} is refused: its modules are nested too deeply")
+def _converted(value: Any, tensor: Any, visits: Visits, depth: int) -> Any:
+    visits.one(depth)
     if isinstance(value, Made):
         if value.name.startswith("torch._utils._rebuild"):
             return tensor(value)
         if value.name.startswith("__torch__."):
             state = value.state if isinstance(value.state, dict) else {}
-            return Module(value.name, {str(k): _converted(v, tensor, where, depth + 1) for k, v in state.items()})
+            return Module(value.name, {str(k): _converted(v, tensor, visits, depth + 1) for k, v in state.items()})
         if value.name.startswith("torch.jit._pickle.") and value.args:
-            return _converted(value.args[0], tensor, where, depth + 1)
+            return _converted(value.args[0], tensor, visits, depth + 1)
         return value
     if isinstance(value, (list, tuple)):
-        return [_converted(v, tensor, where, depth + 1) for v in value]
+        return [_converted(v, tensor, visits, depth + 1) for v in value]
     if isinstance(value, dict):
-        return {k: _converted(v, tensor, where, depth + 1) for k, v in value.items() if isinstance(k, (str, int))}
+        return {k: _converted(v, tensor, visits, depth + 1) for k, v in value.items() if isinstance(k, (str, int))}
     return value
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.records import ActionSpace, Spec
-from distillrl.teachers.chain import policy_of
+from distillrl.teachers.converting import policy_of
 from distillrl.teachers.fitting import Reading, see, unbounded
 from distillrl.teachers.graph import Graph, Ref, State, fold, free_number
 from distillrl.teachers.operators import ACTIVATIONS

@@ -1,0 +1,47 @@
+"""Heads that a student is lent while it learns: a critic, Q-values, quantiles. They are cut off in the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from distillrl.advantages import Critic
+from distillrl.config import Phase
+from distillrl.objectives import TABLE
+from distillrl.objectives.layers import linear
+from distillrl.records import Spec
+
+CAN_BE_ADDED = frozenset({"value", "q", "quantiles"})
+QUANTILES = 32
+"""Quantiles of a head where the teacher doesn't say how many."""
+
+
+def could_give(student: Any, spec: Spec) -> frozenset[str]:
+    """What a student gives with the heads that can be added to it; a family that is no network takes none."""
+    if not hasattr(student, "training_heads"):
+        return frozenset(student.gives)
+    return student.gives | (CAN_BE_ADDED if spec.action.kind == "discrete" else {"value", "quantiles"})
+
+
+def add(student: Any, wanted: Mapping[str, tuple[int, ...]], spec: Spec, generator: torch.Generator) -> None:
+    """Add the heads {name: size} that aren't there, their weights drawn from ``generator``; () is the size that suits the spec."""
+    for name, size in wanted.items():
+        if name in student.gives:
+            continue
+        width = student.out.in_features
+        if name == "value":
+            student.training_heads[name] = Critic(width, generator)
+        elif name == "q":
+            student.training_heads[name] = linear(width, spec.action.n, generator)
+        else:
+            actions, count = size or (max(1, spec.action.n), QUANTILES)
+            student.training_heads[name] = nn.Sequential(linear(width, actions * count, generator), nn.Unflatten(-1, (actions, count)))
+
+
+def acts_by_q(phases: Sequence[Phase], spec: Spec) -> bool:
+    """Whether a student must act by its Q-values: some term is on them, and none on its probabilities."""
+    wants = [TABLE[name].wants for phase in phases for name in phase.terms if name in TABLE]
+    return spec.action.kind == "discrete" and any("student.q" in w for w in wants) and not any("student.distribution" in w for w in wants)

@@ -1,0 +1,144 @@
+"""The words of ``--see``: ``group=policy, drop=2,3,5, stack=4`` → a Sense.
+
+Steps stand in the order in which they work, separated by commas; a part that is only a place (``5``) or a range of
+places (``4-7``) goes on with the list before it. ``pick=`` and ``drop=`` take places counted from 0, with ``NAME:``
+before the first one where there are several vectors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distillrl.errors import Misconfigured, nearest
+from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
+from distillrl.records import Group
+from distillrl.senses import Pick, Sense, Stack, one_hot_where_needed
+
+_PLACES = re.compile(r"\s*(\d+)(?:-(\d+))?\s*")
+_LONGEST = 1 << 20
+EXAMPLE = "'drop=2,3,5, stack=4', 'pick=0,1,4-7', 'group=policy', 'delay=2', 'clip=5', 'noise=0.1', 'quantise=0.01' or 'normalise'"
+
+
+def split(text: str) -> list[tuple[str, str]]:
+    """``drop=2,3, stack=4`` → [("drop", "2,3"), ("stack", "4")]; raises Misconfigured for what is no step."""
+    parts: list[list[str]] = []
+    for part in text.split(","):
+        if _PLACES.fullmatch(part) and parts and parts[-1][0] in {"pick", "drop"}:
+            parts[-1][1] += f",{part.strip()}"
+            continue
+        word, equals, value = part.partition("=")
+        word = word.strip()
+        if word not in _WORDS:
+            raise Misconfigured(f"--see {text!r}: unknown step {word!r}{nearest(word, _WORDS)}; write it as {EXAMPLE}")
+        if bool(equals) != (word != "normalise") or bool(value.strip()) != bool(equals):
+            raise Misconfigured(f"--see {text!r}: {part.strip()!r} was given; {_WORDS[word][1]} is right")
+        parts.append([word, value.strip()])
+    return [(word, value) for word, value in parts]
+
+
+def parse(text: str, observations: Mapping[str, Group]) -> Sense:
+    """The Sense of a text for these observation groups; category numbers become one-hot vectors first where any are left.
+
+    ``normalise`` says only what a student does anyway (its normaliser is measured from the first rollout, at the end
+    of the chain). Raises Misconfigured, with what would be right.
+    """
+    steps: list[Any] = []
+    groups = dict(observations)
+    expanded = False
+    for word, value in split(text):
+        if word != "group" and not expanded:
+            expanded = True
+            groups = _add(steps, one_hot_where_needed(groups), groups)
+        try:
+            groups = _add(steps, _WORDS[word][0](value, groups), groups)
+        except Misconfigured as error:
+            raise Misconfigured(f"--see {text!r}: {error}") from None
+    if not expanded:
+        _add(steps, one_hot_where_needed(groups), groups)
+    return Sense(observations, steps)
+
+
+def needed(text: str | None, observations: Mapping[str, Group]) -> frozenset[str]:
+    """The environment's groups that a policy with this ``--see`` reads; all of them without one."""
+    return frozenset(observations) if text is None else frozenset(parse(text, observations).groups)
+
+
+def _add(steps: list[Any], more: list[Any], groups: dict[str, Group]) -> dict[str, Group]:
+    for step in more:
+        groups = step.after(groups)
+        steps.append(step)
+    return groups
+
+
+def _picked_groups(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    return [Pick([name.strip() for name in value.split("+")])]
+
+
+def _places(value: str, groups: Mapping[str, Group]) -> tuple[str, list[int]]:
+    name, colon, listed = value.rpartition(":")
+    vectors = [k for k, g in groups.items() if len(g.shape) == 1]
+    if not colon:
+        if len(vectors) != 1:
+            raise Misconfigured(f"places are counted in one vector, and there are {len(vectors)} ({', '.join(groups)}): write NAME:{listed}, or group=NAME first")
+        name = vectors[0]
+    places: list[int] = []
+    for part in listed.split(","):
+        found = _PLACES.fullmatch(part)
+        if found is None:
+            raise Misconfigured(f"{part.strip()!r} is no place; a list such as 0,1,4-7 is right")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < _LONGEST:
+            raise Misconfigured(f"{part.strip()!r} is no range of places; 4-7 means 4, 5, 6 and 7")
+        places += range(first, last + 1)
+    return name, places
+
+
+def _pick(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    return [Choose(*_places(value, groups))]
+
+
+def _drop(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    name, places = _places(value, groups)
+    Choose(name, places).after(groups)  # says so where a place isn't there
+    return [Choose(name, [i for i in range(groups[name].shape[0]) if i not in places])]
+
+
+def _stack(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    count = _whole("stack", value, 2, 64)
+    if scalars := [k for k, g in groups.items() if not g.shape]:
+        raise Misconfigured(f"the group {scalars[0]!r} is a single number without an axis to stack along; leave it out with group=")
+    axes = {k: 0 if len(g.shape) == 3 and g.shape[0] < g.shape[-1] else -1 for k, g in groups.items()}
+    return [Stack(count, {k: g.shape for k, g in groups.items()}, axes, {k: g.dtype for k, g in groups.items()})]
+
+
+def _numbers(groups: Mapping[str, Group]) -> list[str]:
+    return [k for k, g in groups.items() if len(g.shape) < 2]
+
+
+def _whole(word: str, value: str, low: int, high: int) -> int:
+    if not value.isascii() or not value.isdigit() or not low <= int(value[:9]) <= high:
+        raise Misconfigured(f"{word}={value}: a whole number from {low} to {high} is right")
+    return int(value)
+
+
+def _real(word: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise Misconfigured(f"{word}={value}: a number is right") from None
+
+
+_Make = Callable[[str, Mapping[str, Group]], list[Any]]
+_WORDS: dict[str, tuple[_Make, str]] = {
+    "group": (_picked_groups, "group=NAME, or group=NAME+NAME"),
+    "pick": (_pick, "pick=0,1,4-7"),
+    "drop": (_drop, "drop=2,3,5"),
+    "stack": (_stack, "stack=4"),
+    "delay": (lambda value, groups: [Delay(_whole("delay", value, 1, 1000), groups)], "delay=2"),
+    "clip": (lambda value, groups: [Clip(_real("clip", value), _numbers(groups))], "clip=5"),
+    "noise": (lambda value, groups: [Noise(_real("noise", value), _numbers(groups))], "noise=0.1"),
+    "quantise": (lambda value, groups: [Quantise(_real("quantise", value), _numbers(groups))], "quantise=0.01"),
+    "normalise": (lambda _value, _groups: [], "normalise"),
+}

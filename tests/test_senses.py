@@ -1,0 +1,110 @@
+"""What a policy sees: the words, the steps, and that nothing leaks."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillrl import seeing, students
+from distillrl.errors import Misconfigured
+from distillrl.records import ActionSpace, Group, Spec
+from distillrl.senses import Sense
+
+EIGHT = {"obs": Group((8,), "float32")}
+TWO = {"critic": Group((5,), "float32"), "policy": Group((3,), "float32")}
+
+
+def see(text, x, groups=EIGHT, starts=None):
+    sense = seeing.parse(text, groups)
+    out, _ = sense({next(iter(groups)): x} if not isinstance(x, dict) else x, sense.init(2) if starts is not None else {}, starts)
+    return out
+
+
+def test_pick_and_drop_say_the_same_thing():
+    x = torch.arange(16.0).view(2, 8)
+    assert torch.equal(see("drop=2,3,5", x)["obs"], x[:, [0, 1, 4, 6, 7]])
+    assert torch.equal(see("pick=0,1,4,6-7", x)["obs"], x[:, [0, 1, 4, 6, 7]])
+    assert torch.equal(see("pick=7,0", x)["obs"], x[:, [7, 0]])
+
+
+def test_clip_and_quantise_by_hand():
+    x = torch.tensor([[-3.0, 0.26, 0.24, 9, 0, 0, 0, 0]])
+    assert see("clip=2", x)["obs"][0, :4].tolist() == [-2, pytest.approx(0.26), pytest.approx(0.24), 2]
+    assert see("quantise=0.5", x)["obs"][0, :4].tolist() == [-3, 0.5, 0, 9]
+
+
+def test_a_delay_shows_what_was_and_begins_anew_with_an_episode():
+    sense = seeing.parse("pick=0, delay=2", EIGHT)
+    memory, seen = sense.init(1), []
+    for t in range(6):
+        x = torch.full((1, 8), float(t))
+        out, memory = sense({"obs": x}, memory, torch.tensor([t in (0, 4)]))
+        seen.append(float(out["obs"]))
+    assert seen == [0, 0, 0, 1, 4, 4]
+
+
+def test_a_sequence_is_seen_as_its_steps_are():
+    sense = seeing.parse("pick=0,1, stack=3, delay=1", EIGHT)
+    x, starts = torch.randn(7, 2, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(7, 2, dtype=torch.bool)
+    starts[0], starts[4, 1] = True, True
+    whole, _ = sense({"obs": x}, {}, starts)
+    memory, steps = sense.init(2), []
+    for t in range(7):
+        out, memory = sense({"obs": x[t]}, memory, starts[t])
+        steps.append(out["obs"])
+    assert torch.equal(whole["obs"], torch.stack(steps))
+
+
+def test_noise_has_its_size_and_is_the_same_for_the_same_state():
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
+    noise = see("noise=0.1", x)["obs"] - x
+    assert torch.equal(see("noise=0.1", x)["obs"] - x, noise)
+    assert abs(float(noise.mean())) < 0.003
+    assert abs(float(noise.std()) - 0.1) < 0.003
+    assert abs(float(torch.corrcoef(noise.T)[0, 1])) < 0.06
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=7, unique=True), st.integers(0, 1000))
+def test_what_must_not_be_seen_changes_nothing(hidden, seed):
+    sense = seeing.parse(f"drop={','.join(map(str, hidden))}, noise=0.1, stack=2", EIGHT)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+    other = x.clone()
+    other[:, hidden] = torch.randn(3, len(hidden), generator=torch.Generator().manual_seed(seed + 1))
+    a, b = (sense({"obs": v}, sense.init(3), torch.ones(3, dtype=torch.bool))[0]["obs"] for v in (x, other))
+    assert torch.equal(a, b)
+
+
+def test_a_student_of_one_group_needs_no_other():
+    spec = Spec(TWO, ActionSpace("discrete", n=3))
+    student = students.make("mlp:4", spec, torch.Generator().manual_seed(0), see="group=policy")
+    assert list(student.spec.observations) == ["policy"]
+    one, _ = student.act({"policy": torch.ones(2, 3)}, {}, None)
+    two, _ = student.act({"policy": torch.ones(2, 3), "critic": torch.full((2, 5), 7.0)}, {}, None)
+    assert torch.equal(one.action.logits, two.action.logits)
+
+
+@pytest.mark.parametrize("text", ["drop=2,3,5, stack=4", "delay=2, clip=5", "noise=0.1, quantise=0.01, normalise", "pick=0-3"])
+def test_a_sense_comes_back_from_its_json(text):
+    sense = seeing.parse(text, EIGHT)
+    again = Sense.from_json(EIGHT, sense.to_json())
+    assert again.to_json() == sense.to_json()
+    assert again.groups == sense.groups
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("dorp=2", "drop"), ("drop=9", "0 to 7"), ("drop=0-7", "nothing is left"), ("pick=", "pick=0,1,4-7"), ("stack=1", "2 to 64"),
+        ("group=polcy", "there is no"), ("clip=x", "number"), ("clip=nan", "number"), ("", "unknown step"), ("normalise=3", "normalise"), ("pick=3-1", "range"), ("5", "unknown step"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(text, word):
+    with pytest.raises(Misconfigured, match=word):
+        seeing.parse(text, EIGHT)
+
+
+def test_places_of_several_vectors_are_named():
+    x = {"critic": torch.ones(1, 5), "policy": torch.arange(3.0).view(1, 3)}
+    assert see("pick=policy:2", x, TWO)["policy"].tolist() == [[2]]
+    with pytest.raises(Misconfigured, match="NAME:"):
+        seeing.parse("pick=2", TWO)
