@@ -5,6 +5,8 @@
     evaluate(policy, env, teacher=None) → verdict          returns with intervals, on seeds that chose nothing
     report(run_folder) → path                              one page: ship it or not, and why; compare(run_folders) too
     watch({"student": policy}, options) → a film           side by side with the teacher
+    export(policy, to, out) → Export                       ONNX, C, JavaScript, Python, torch; the same numbers
+    report(run) → page                                     one HTML file: ship it or not, and why
 
 Errors are Misconfigured, Missing and Failed. Nothing heavy is imported before it is used (PEP 562).
 """
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from distillrl.config import Config, Phase
     from distillrl.distillation import Run, distill
     from distillrl.evaluation import evaluate
+    from distillrl.exporting import export
     from distillrl.loading import info, load
+    from distillrl.reporting import compare, report
     from distillrl.reporting import compare, report
     from distillrl.watching import watch
 
@@ -37,6 +41,9 @@ _WHERE = {
     "load": "loading",
     "evaluate": "evaluation",
     "info": "loading",
+    "export": "exporting",
+    "report": "reporting",
+    "compare": "reporting",
     "report": "reporting",
     "compare": "reporting",
     "watch": "watching",

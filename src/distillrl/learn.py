@@ -145,7 +145,7 @@ class Gradient:
             return batch
         obs = {name[len(NEXT) :]: value for name, value in batch.extra.items() if name.startswith(NEXT)}
         mine = self.student.act(obs, {}, None, self._wants)[0]
-        slow = None if self._target is None else self._target.act(obs, {}, None, self._wants)[0]  # type: ignore[operator]  # as above
+        slow = None if self._target is None else self._target.act(obs, {}, None, self._wants)[0]
         return replace(batch, next=mine, next_target=slow)
 
     def _step_adversaries(self, prediction: Prediction, batch: Batch) -> None:
