@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from distillrl.exporting import export
     from distillrl.loading import info, load
     from distillrl.reporting import compare, report
-    from distillrl.reporting import compare, report
     from distillrl.watching import watch
 
 __version__ = "0.1.0"
@@ -44,11 +43,9 @@ _WHERE = {
     "export": "exporting",
     "report": "reporting",
     "compare": "reporting",
-    "report": "reporting",
-    "compare": "reporting",
     "watch": "watching",
 }
-__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "distill", "evaluate", "info", "load", "report", "watch"]
+__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "distill", "evaluate", "export", "info", "load", "report", "watch"]
 
 
 def __getattr__(name: str) -> Any:
