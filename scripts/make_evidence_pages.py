@@ -137,22 +137,34 @@ def make(root: Path, wanted: Mapping[str, bool], full: bool, backend: str) -> li
     return made
 
 
+LOOKS = {"light": (1400, 1000, "light"), "dark": (1400, 1000, "dark"), "phone": (360, 780, "light")}
+SHOTS = (
+    ("good", "light"),
+    ("good", "phone"),
+    ("undertrained", "light"),
+    ("brittle", "dark"),
+    ("overfitted", "light"),
+    ("compare", "light"),
+)
+"""The screenshots that docs/evidence.md shows."""
+
+
 def shoot(pages: list[Path], out: Path) -> None:
-    """Screenshots of the pages, wide and light, wide and dark, and on a phone."""
+    """Screenshots of the first screenful of each page that the documentation shows."""
     from playwright.sync_api import sync_playwright
 
+    found = {page.parent.name if page.name == "report.html" else page.stem: page for page in pages}
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        for page in pages:
-            name = page.parent.name if page.name == "report.html" else page.stem
-            for look, width, scheme in (("light", 1400, "light"), ("dark", 1400, "dark"), ("phone", 360, "light")):
-                context = browser.new_context(
-                    viewport={"width": width, "height": 1000 if width > 400 else 780}, color_scheme=scheme, offline=True
-                )
-                tab = context.new_page()
-                tab.goto(page.resolve().as_uri())
-                tab.screenshot(path=out / f"{name}-{look}.png", full_page=False)
-                context.close()
+        for name, look in SHOTS:
+            if name not in found:
+                continue
+            width, height, scheme = LOOKS[look]
+            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+            tab = context.new_page()
+            tab.goto(found[name].resolve().as_uri())
+            tab.screenshot(path=out / f"{name}-{look}.png")
+            context.close()
         browser.close()
 
 

@@ -12,6 +12,7 @@ from distillrl.filters import Choose, Clip
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Scale, Sense, Stack
 from distillrl.students.networks import Network
+from distillrl.students.tree import Tree
 from distillrl.teachers.recurrence import Recurrent
 from distillrl.wrapping import First, Join, RemainingTime
 
@@ -125,6 +126,21 @@ def activations() -> Network:
     return made(vector(13), [], layers, nn.Linear(13, 4))
 
 
+def tree(space: ActionSpace, leaves: int = 40) -> Tree:
+    """A tree of random tests, grown by splitting leaves in turn."""
+    network = students.make(f"tree:leaves={leaves}", Spec(vector(), space), generator())
+    g, count = generator(5), 2 * leaves - 1
+    feature, threshold = torch.randint(0, 8, (count,), generator=g), torch.randn(count, generator=g)
+    branches = torch.arange(count).unsqueeze(-1).repeat(1, 2)
+    for m in range(leaves - 1):
+        branches[m] = torch.tensor([2 * m + 1, 2 * m + 2])
+    value = torch.rand(count, network.outputs, generator=g) * 2
+    if space.kind in {"multidiscrete", "multibinary"}:
+        value = torch.stack([torch.randint(0, n, (count,), generator=g) for n in (space.nvec or (2,) * network.outputs)], -1).float()
+    network.become(feature, threshold, branches, value)
+    return network
+
+
 CASES = {
     "discrete": lambda: mlp("mlp:64x64", FOUR),
     "start": lambda: mlp("mlp:16x16:relu", ActionSpace("discrete", n=3, start=-2)),
@@ -145,10 +161,16 @@ CASES = {
     "frames": frames,
     "lstm": lstm,
     "gru": gru,
+    "gru student": lambda: mlp("gru:13:9", FOUR),
+    "lstm student": lambda: mlp("lstm:6", BOX),
+    "tree": lambda: tree(FOUR),
+    "tree of a box": lambda: tree(BOUNDED),
+    "tree of choices": lambda: tree(ActionSpace("multidiscrete", (3,), nvec=(2, 5, 3))),
+    "tree of switches": lambda: tree(ActionSpace("multibinary", (3,), n=3)),
     "norms": norms,
     "activations": activations,
 }
-MEMORY = {"remembering", "frames", "lstm", "gru"}
+MEMORY = {"gru student", "lstm student", "remembering", "frames", "lstm", "gru"}
 
 
 def observations(spec: Spec, n: int, seed: int = 0) -> dict[str, torch.Tensor]:

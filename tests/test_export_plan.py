@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from export_cases import CASES, FOUR, made, mlp, observations, vector
+from export_cases import CASES, FOUR, MEMORY, made, mlp, observations, vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -36,7 +36,7 @@ def test_a_small_network_by_hand():
     assert running.decode(plan.decode, values[plan.raw]).tolist() == [2]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in {"remembering", "frames", "lstm", "gru"}])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in MEMORY])
 def test_running_is_the_policy(case):
     policy = CASES[case]()
     obs = observations(policy.spec, 50)

@@ -19,10 +19,12 @@ from distillrl.sections import Cell, Figure, Section, Table, interval_of, plain,
 THRESHOLDS = np.linspace(0, 1.2, 49)
 ANSWERS = {"ship": "✓ ship", "no": "✕ don’t", "unknown": "? not shown"}
 COLUMNS = (
-    *("run", "ship?", "environment", "method and student", "retention", "return", "teacher’s return", "worst episode", "agreement"),
+    *("run", "ship?", "environment", "method and student", "retention", "return", "worst episode", "agreement"),
     *("parameters", "µs a state", "steps", "labels", "seconds"),
 )
 _MOST_LINES = 6
+ENOUGH = 3
+"""Runs of a method below which nothing is said of its chances against another."""
 
 
 def page(runs: Sequence[Reading]) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def _headline(runs: Sequence[Reading], judged: Sequence[Judgement]) -> str:
 
 
 def _table(runs: Sequence[Reading], judged: Sequence[Judgement]) -> Section:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for i, (run, judgement) in enumerate(zip(runs, judged, strict=True)):
         few = (number(look(run.verdict, "student", "return", "episodes")) or stats.FEW) < stats.FEW
         rows.append(
@@ -65,7 +67,6 @@ def _table(runs: Sequence[Reading], judged: Sequence[Judgement]) -> Section:
                 Cell(_group(run)),
                 with_interval(look(run.verdict, "retention"), share=True, few=few),
                 with_interval(look(run.verdict, "student", "return"), few=few),
-                with_interval(look(run.verdict, "teacher", "return"), few=few),
                 plain(look(run.verdict, "student", "return", "worst")),
                 _share(look(run.verdict, "agreement")),
                 plain(look(run.verdict, "student", "parameters"), 9),
@@ -75,7 +76,38 @@ def _table(runs: Sequence[Reading], judged: Sequence[Judgement]) -> Section:
                 plain(look(run.verdict, "seconds", "work"), 3),
             )
         )
+    rows += _teachers(runs)
     return Section("table", "All of them", tables=(Table(COLUMNS, tuple(rows)),))
+
+
+def _teachers(runs: Sequence[Reading]) -> list[tuple[Cell, ...]]:
+    """A row for each environment's teachers, by what their files are."""
+    found: dict[tuple[str, str], tuple[Cell, ...]] = {}
+    for run in runs:
+        known = look(run.verdict, "teacher")
+        if look(known, "return") is None:
+            continue
+        sha = str(look(run.header, "provenance", "teacher", "sha256"))
+        made = look(run.header, "provenance", "teacher")
+        name = " ".join(str(x) for x in (look(made, "format"), look(made, "algorithm")) if x)
+        earned, blank = look(known, "return"), Cell("")
+        found.setdefault(
+            (_env(run), sha),
+            (
+                Cell("teacher", float(len(runs) + len(found))),
+                blank,
+                Cell(_env(run)),
+                Cell(name),
+                blank,
+                with_interval(earned),
+                plain(look(earned, "worst")),
+                blank,
+                plain(look(known, "parameters"), 9),
+                plain(look(known, "latency_us"), 3),
+                *(blank for _ in range(3)),
+            ),
+        )
+    return list(found.values())
 
 
 def _frontiers(runs: Sequence[Reading]) -> Section | None:
@@ -151,7 +183,7 @@ def _groups(runs: Sequence[Reading]) -> Section | None:
     for name, tasks in sorted(groups.items()):
         many = sum(len(v) for v in tasks.values())
         middle = stats.iqm_interval(list(tasks.values()), 0, resamples=2_000)
-        rows.append((Cell(name), with_interval(interval_of(middle), share=True, few=many < 3), plain(many), plain(len(tasks))))
+        rows.append((Cell(name), with_interval(interval_of(middle), share=True, few=many < ENOUGH), plain(many), plain(len(tasks))))
     tables = [
         Table(
             ("method and student", "retention, interquartile mean", "runs", "environments"),
@@ -162,14 +194,14 @@ def _groups(runs: Sequence[Reading]) -> Section | None:
     names, beats = sorted(groups), []
     for a in names:
         for b in names:
-            common = sorted(set(groups[a]) & set(groups[b]))
+            common = sorted(t for t in set(groups[a]) & set(groups[b]) if min(len(groups[a][t]), len(groups[b][t])) >= ENOUGH)
             if a != b and common:
                 better = stats.probability_of_improvement(
                     [groups[a][t] for t in common], [groups[b][t] for t in common], 0, resamples=2_000
                 )
                 beats.append((Cell(f"{a} over {b}"), with_interval(interval_of(better), share=True), plain(len(common))))
     if beats:
-        tables.append(Table(("probability that a run of one beats a run of the other", "", "environments"), tuple(beats)))
+        tables.append(Table(("a run of one against a run of the other", "beats it with probability", "environments"), tuple(beats)))
     return Section("methods", "Methods and students", tables=tuple(tables))
 
 

@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, students, teachers
-from distillrl.config import Config
+from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, students
+from distillrl import config as configuration
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError, Misconfigured
 from distillrl.physics import PHYSICS, Change
 from distillrl.policies import Policy
 from distillrl.reading import EVIDENCE, Reading, look, number, read
+from distillrl.runs import CONFIG, STUDENT
+from distillrl.settling import settle
+from distillrl.traces import can_rerun
 
 QUICK_SECONDS = 5.0
 """After which a quick measurement begins nothing new."""
@@ -71,8 +75,7 @@ def gather(
     }
     if full:
         parts["returns"] = lambda: {
-            who: evaluation.play(p, options, RETURNS, Seeds(seed, "verdict")).returns.round(6).tolist()
-            for who, p in (("student", student), ("teacher", master))
+            who: paired_returns(p, options, RETURNS, Seeds(seed, "verdict")) for who, p in (("student", student), ("teacher", master))
         }
     if full or hardest is not None:
         parts["generalisation"] = lambda: generalisation.measure(
@@ -93,43 +96,50 @@ def gather(
     return found
 
 
+@dataclass(frozen=True)
+class _From:
+    """A stream's seeds from episode ``first`` on."""
+
+    seeds: Seeds
+    first: int
+
+    def __call__(self, index: int) -> int:
+        return self.seeds(self.first + index)
+
+
+def paired_returns(policy: Policy, options: EnvOptions, episodes: int, seeds: Seeds) -> list[float]:
+    """Each episode's return, number i on ``seeds(i)`` for whoever plays.
+
+    Where only a vector's first episodes have seeds of their own (EnvPool's), it is made anew for every slotful.
+    """
+    if can_rerun(options):
+        return [float(x) for x in evaluation.play(policy, options, episodes, seeds).returns.round(6)]
+    returns: list[float] = []
+    while len(returns) < episodes:
+        many = min(envs.slots_of(options, evaluation.MAX_SLOTS), episodes - len(returns))
+        later: Any = _From(seeds, len(returns))  # a callable of the episode's number is all that is asked of seeds
+        returns += [float(x) for x in evaluation.play(policy, options, many, later).returns.round(6)]
+    return returns
+
+
 def players(run: Reading, teacher: Any, env: Any, notes: list[str]) -> tuple[Policy, Policy, EnvOptions]:
     """The run's student, its teacher and its environment; a teacher that isn't the one who taught is noted."""
-    config = {f: run.config[f] for f in Config.__dataclass_fields__ if f in run.config}
-    student: Policy = students.build(*artifact.load(run.path / "student.safetensors"))
-    target = env if env is not None else config.get("env")
-    if target is None:
+    student: Policy = students.build(*artifact.load(run.path / STUDENT))
+    config = configuration.build(run.config, str(run.path / CONFIG))
+    if env is None and config.env is None:
         raise Misconfigured("the run’s environment was an object, not a name: give it with --env")
-    options = EnvOptions(target, dict(config.get("env_kwargs", {})), str(config.get("backend", "auto")), config.get("max_episode_steps"))
-    source = teacher if teacher is not None else config.get("teacher")
-    if source is None:
+    if teacher is None and config.teacher is None:
         raise Misconfigured("the run’s teacher was an object, not a file: give one with --teacher")
-    wished = teachers.Options(
-        format=config.get("format"),
-        model=config.get("model"),
-        sees=config.get("teacher_sees"),
-        env=target if isinstance(target, str) else None,
-        vecnormalize=config.get("vecnormalize"),
-    )
-    master: Policy = teachers.load(source, wished, student.spec)
-    for who, policy in (("student", student), ("teacher", master)):
-        if found := envs.differences(policy.spec, _spec(options)):
-            raise Misconfigured(f"the {who} does not fit {envs.name_of(options)}: " + "; ".join(found))
+    setup = settle(config, teacher, env)
+    if found := envs.differences(student.spec, setup.spec):
+        raise Misconfigured(f"the student does not fit {envs.name_of(setup.options)}: " + "; ".join(found))
     taught = look(run.header, "provenance", "teacher", "sha256")
-    if taught is not None and teachers.digest(source) not in (None, taught):
-        notes.append(f"{source} is not the file that taught this student (SHA-256 {str(taught)[:12]}… did)")
-    return student, master, options
+    if taught is not None and setup.teacher_digest not in (None, taught):
+        notes.append(f"{teacher or config.teacher} is not the file that taught this student (SHA-256 {str(taught)[:12]}… did)")
+    return student, setup.teacher, setup.options
 
 
 def _clean(found: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     """The undisturbed episodes, where fidelity has played as many as robustness needs (the same seeds)."""
     returns = look(found, "fidelity", "returns")
     return None if returns is None else {who: np.asarray(values) for who, values in returns.items()}
-
-
-def _spec(options: EnvOptions) -> Any:
-    vector = envs.make(options, envs.slots_of(options, 1), Seeds(0, "dry"))
-    try:
-        return vector.spec
-    finally:
-        vector.close()

@@ -30,6 +30,8 @@ POINTS = 1_500
 """States kept for the pictures."""
 STRANGE = 6
 """States shown where the two differ most."""
+SLIGHT = 0.01
+"""A difference below it isn't shown as one."""
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -245,8 +247,9 @@ def strange(
     far = distance(trace, spread)
     chosen: list[int] = []
     used: set[int] = set()
-    for s in np.argsort(-far - ~agrees(trace, spread), kind="stable").tolist():
-        if far[s] <= 0 or len(chosen) == shown:
+    apart = ~agrees(trace, spread)
+    for s in np.argsort(-far - apart, kind="stable").tolist():
+        if (far[s] < SLIGHT and not apart[s]) or len(chosen) == shown:
             break
         if int(trace.episode[s]) not in used:
             used.add(int(trace.episode[s]))

@@ -58,12 +58,7 @@ def robustness(run: Reading) -> Section | None:
     figures = []
     for curve in curves:
         name, points = str(curve["name"]), curve["points"]
-        svg = pictures.robustness(
-            points,
-            float(curve["usual"]),
-            f"{name.removeprefix('physics: ')} ({curve['unit']})" if curve["unit"] else name,
-            f"Return under {name}",
-        )
+        svg = pictures.robustness(points, float(curve["usual"]), str(curve["unit"]), f"Return under {name}")
         verdict = str(curve["sentence"]) if curve.get("brittle") else "No more brittle than its teacher."
         figures.append(Figure(name[0].upper() + name[1:], verdict, svg))
     episodes = short(number(look(found, "episodes")))

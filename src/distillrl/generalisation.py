@@ -47,7 +47,7 @@ def measure(
     for place, players in returns.items():
         report[place] = {who: _interval(stats.mean_interval(r, seed)) for who, r in players.items()}
     report["sentence"] = (
-        f"The student is worse outside of what it was distilled on: it falls behind its teacher by {gap.value:.1%} of the teacher's return "
+        f"The student is worse outside of what it was distilled on: it falls behind its teacher by {gap.value:.1%} of that one's return above random play "
         f"({gap.low:.1%} … {gap.high:.1%}) more than on the episodes it was distilled on."
         if overfitted
         else None

@@ -42,7 +42,11 @@ def judge(run: Reading, margin: float = MARGIN) -> Judgement:
     «No» where the student was shown to be worse, severely more brittle than its teacher, or overfitted; «unknown» where
     the figures don't decide.
     """
-    cautions = [*run.problems, *_texts(run.verdict, "notes")]
+    # What the verdict says of the spread of its own returns is said anew below, of all returns that are known by now.
+    cautions = [
+        *run.problems,
+        *(n for n in _texts(run.verdict, "notes") if not n.startswith(("the teacher policy:", "the student policy:"))),
+    ]
     for part in ("fidelity", "robustness", "generalisation"):
         cautions += _texts(look(run.evidence, part), "notes")
     cautions += _texts(run.evidence, "notes")
@@ -55,6 +59,8 @@ def judge(run: Reading, margin: float = MARGIN) -> Judgement:
     else:
         answer = "ship" if test is not None and test.shown else "unknown"
     third = _cost(run) if answer == "ship" else _advice(run, answer, test, bool(against))
+    if against and test is not None and test.shown:
+        against = [f"But {against[0][0].lower()}{against[0][1:]}", *against[1:]]
     said = tuple(s for s in (first, _second(run, against), third) if s)
     return Judgement(answer, said, tuple(dict.fromkeys(cautions)), test, _measured(run))
 
@@ -69,7 +75,7 @@ def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.Non
         there = "teacher" if teacher else "student" if student else None
         only = f"only the {there}’s returns are known" if there else "no returns were measured"
         return None, f"Nothing can be said of the student against its teacher: {only}."
-    paired = len(student) == len(teacher)
+    paired = run.paired
     if random and not stats.told_apart(teacher, random):
         cautions.append(
             "teacher and random policy can’t be told apart here, so there is no retention, and this environment shows nothing of the student"
@@ -143,7 +149,9 @@ def _advice(run: Reading, answer: str, test: stats.NonInferiority | None, brittl
         more = f"Measure more: distillrl report {run.path} --full"
         return f"{more} plays {max(test.needed, 200):,} episodes of each." if test.needed else f"{more}."
     if brittle:
-        return "Distil it under that disturbance (or on more varied episodes), and measure again."
+        if look(run.evidence, "generalisation", "overfitted"):
+            return "Distil it on more varied episodes (more seeds, levels or parameters), and measure again."
+        return "Distil it under that disturbance, or take a larger --student, and measure again."
     reached = look(run.verdict, "reached")
     spent = {"env_steps": "--env-steps", "labels": "--labels", "seconds": "--seconds", "rounds": "--rounds"}.get(
         str(look(run.verdict, "ended_by"))

@@ -38,8 +38,9 @@ COLOURS = {
 MARKERS = {"teacher": "s", "student": "o", "random": "^"}
 DASHES: dict[str, Any] = {"teacher": (0, (4, 2)), "student": "-", "random": (0, (1, 1.5))}
 SERIES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 2)), (0, (6, 1, 1, 1, 1, 1)))
-_MARGINS = {"left": 0.2, "right": 0.965, "bottom": 0.185, "top": 0.91}
+_MARGINS = {"left": 0.2, "right": 0.965, "bottom": 0.185, "top": 0.97}
 _MOST_DOTS = 400
+_STRENGTHS = ("random", "heat2", "heat3", "heat4", "student")
 _EDGES = (0.01, 0.05, 0.15, 0.4)
 """Between the five strengths of a difference in a map."""
 
@@ -207,6 +208,7 @@ def pairs(
         _cloud(ax, np.asarray(teacher), np.asarray(student), COLOURS["student"], 2.2)
         ax.set_xlabel(axes[0])
         ax.set_ylabel(axes[1])
+        _thousands(ax)
         return _svg(fig, title)
 
 
@@ -232,8 +234,9 @@ def scatter(at: Sequence[Sequence[float]], distance: Sequence[float], x: str, y:
         for i in range(5):
             here = level == i
             if here.any():
-                _cloud(ax, places[here, 0], places[here, 1], COLOURS[f"heat{i}"], 1.5 + 0.8 * i)
-                ax.plot([], [], "o", color=COLOURS[f"heat{i}"], markersize=1.5 + 0.8 * i, label=f"{(0, *_EDGES)[i]:g}–{(*_EDGES, 1)[i]:g}")
+                _cloud(ax, places[here, 0], places[here, 1], COLOURS[_STRENGTHS[i]], 1.9 + 0.7 * i)
+                label = f"{(0, *_EDGES)[i]:g}–{(*_EDGES, 1)[i]:g}"
+                ax.plot([], [], "o", color=COLOURS[_STRENGTHS[i]], markersize=1.9 + 0.7 * i, label=label)
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         fig.subplots_adjust(right=0.76)
@@ -254,6 +257,7 @@ def robustness(points: Sequence[Mapping[str, Any]], usual: float, x: str, title:
             ax.plot(xs, ys, color=COLOURS[who], linestyle=DASHES[who], marker=MARKERS[who], label=who)
         ax.set_xlabel(x)
         ax.set_ylabel("return")
+        _widen(ax, 0.1 * max(abs(float(v)) for v in ax.get_ylim()))
         _thousands(ax)
         _legend(ax)
         return _svg(fig, title)
@@ -280,7 +284,7 @@ def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> s
     """Runs by cost (log) and return, with intervals; numbers stand for the table's rows, larger rings for slower ones."""
     with _axes() as (fig, ax):
         slowest = max((r.get("latency") or 0 for r in rows), default=0) or 1
-        for row in rows:
+        for i, row in enumerate(rows):
             ax.vlines([row["x"]], [row["low"]], [row["high"]], color=COLOURS["teacher" if row.get("teacher") else "student"], linewidth=1)
             size = 3 + 7 * ((row.get("latency") or 0) / slowest) ** 0.5
             ax.plot(
@@ -291,13 +295,11 @@ def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> s
                 markerfacecolor="none",
                 color=COLOURS["teacher" if row.get("teacher") else "student"],
             )
-            ax.annotate(str(row["label"]), (row["x"], row["y"]), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            side = {"xytext": (-6, 4), "ha": "right"} if row.get("teacher") else {"xytext": (6, -9 if i % 2 else 4), "ha": "left"}
+            ax.annotate(str(row["label"]), (row["x"], row["y"]), textcoords="offset points", fontsize=7, **side)
         ax.set_xscale("log")
         ax.margins(0.12)
-        low, high = ax.get_ylim()
-        if high - low < 0.06:  # a difference of a thousandth must not look like a gulf
-            middle = (low + high) / 2
-            ax.set_ylim(middle - 0.03, middle + 0.03)
+        _widen(ax, 0.06)
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         _thousands(ax)
@@ -334,8 +336,16 @@ def _cloud(ax: Any, x: Any, y: Any, colour: str, size: float) -> None:
     ax.autoscale_view()
 
 
+def _widen(ax: Any, least: float) -> None:
+    """A y-axis of at least this span: a difference of a thousandth must not look like a gulf."""
+    low, high = ax.get_ylim()
+    if high - low < least:
+        ax.set_ylim((low + high - least) / 2, (low + high + least) / 2)
+
+
 def _legend(ax: Any) -> None:
     """Above the picture, where it covers nothing."""
+    ax.figure.subplots_adjust(top=0.91)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, borderaxespad=0.2, columnspacing=1.2)
 
 

@@ -19,6 +19,8 @@ from distillrl.errors import DistillError, Misconfigured
 from distillrl.runs import CONFIG, METRICS, STUDENT, VERDICT
 
 EVIDENCE = "evidence.json"
+SLOTS = 64
+"""As evaluation.MAX_SLOTS, which this module can't import without torch."""
 VIDEOS = ("watch.mp4", "watch.gif")
 
 
@@ -44,6 +46,19 @@ class Reading:
     def name(self) -> str:
         """The folder's."""
         return self.path.resolve().name
+
+    @property
+    def paired(self) -> bool:
+        """Whether student and teacher played the same episodes, as many of each.
+
+        Of EnvPool's, and of a vector that the user made, only each slot's first episode has a seed of its own.
+        """
+        many = len(self.returns("student"))
+        if many != len(self.returns("teacher")):
+            return False
+        backend = str(self.config.get("backend", "auto"))
+        seeded = backend.startswith(("auto", "gymnasium")) and (self.config.get("env") is not None or not self.config)
+        return seeded or look(self.evidence, "returns") is not None or many <= (SLOTS if backend == "envpool" else 0)
 
     def returns(self, who: str) -> list[float]:
         """Each episode's return of "teacher", "student" or "random", most likely actions; empty where they weren't kept."""

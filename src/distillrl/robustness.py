@@ -30,7 +30,7 @@ LEVELS: Mapping[str, tuple[float, ...]] = {
     "observation delay": (1, 2, 4),
     "sticky actions": (0.25, 0.1, 0.5),
     "action noise": (0.1, 0.2, 0.4),
-    "worst case": (0.05, 0.02, 0.1),
+    "worst case": (0.1, 0.05, 0.2, 0.4),
 }
 """Levels of each kind, the most telling first: where time runs out, that one has been measured of every kind."""
 WORSE = 0.05

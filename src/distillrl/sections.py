@@ -15,6 +15,7 @@ import numpy as np
 from distillrl import pictures, stats
 from distillrl.reading import Reading, look, number
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PLAYERS = ("teacher", "student", "random")
 
 
@@ -84,6 +85,9 @@ def short(value: float | None, digits: int = 4) -> str:
         return "–"
     if abs(value) >= 10 ** max(4, digits) or (value == int(value) and abs(value) < 1e15):
         return f"{value:,.0f}".replace("-", "−")
+    if abs(value) < 1e-4:
+        mantissa, _, power = f"{value:.1e}".partition("e")
+        return f"{mantissa}·10".replace("-", "−") + str(int(power)).translate(_RAISED)
     return f"{value:.{digits}g}".replace("-", "−")
 
 
@@ -173,7 +177,7 @@ def _pair(run: Reading) -> list[str]:
     if not student or not teacher:
         return []
     said = []
-    if len(student) == len(teacher):
+    if run.paired:
         gap = stats.paired_difference(student, teacher, 0)
         said.append(
             f"On the same episodes the student’s return is {short(gap.value, 3)} above its teacher’s ({short(gap.low, 3)} … {short(gap.high, 3)})."
@@ -191,7 +195,7 @@ def _pair(run: Reading) -> list[str]:
 
 def _differences(run: Reading) -> tuple[Figure, ...]:
     student, teacher = run.returns("student"), run.returns("teacher")
-    if len(student) != len(teacher) or len(student) < 2:
+    if not run.paired or len(student) < 2:
         return ()
     svg = pictures.pairs(
         teacher,

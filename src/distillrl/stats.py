@@ -327,10 +327,12 @@ def student_quantile(probability: float, freedom: float) -> float:
 def _bca(value: float, boot: Floats, influence: Sequence[Floats], level: float) -> Interval:
     """Ends from the resampled statistic [R] and each sample's empirical influence values [n_k]."""
     n, samples = sum(i.size for i in influence), len(influence)
-    second = sum(float((i**2).sum()) / i.size**2 for i in influence)
-    if n <= samples or second <= 0 or float(np.ptp(boot)) == 0:
+    largest = max(float(np.abs(i).max()) for i in influence)
+    if n <= samples or largest == 0 or float(np.ptp(boot)) == 0:
         return Interval(value, value, value)
-    third = sum(float((i**3).sum()) / i.size**3 for i in influence)
+    # The acceleration has no unit: in shares of the largest, neither tiny nor huge returns leave a float's range.
+    second = sum(float(((i / largest) ** 2).sum()) / i.size**2 for i in influence)
+    third = sum(float(((i / largest) ** 3).sum()) / i.size**3 for i in influence)
     acceleration = third / (6 * second**1.5)
     below = (float((boot < value).mean()) + float((boot <= value).mean())) / 2
     bias = _NORMAL.inv_cdf(min(max(below, 0.5 / boot.size), 1 - 0.5 / boot.size))

@@ -252,6 +252,16 @@ def _transpose(p: Printer, op: steps.Transpose) -> None:
     p.loop(op.out, f"(float){p.item(op.x, f'i % {height * width} * {channels} + i / {height * width}')}")
 
 
+def _branches(p: Printer, op: steps.Branches) -> None:
+    width = op.value.shape[1]
+    feature, branches = p.constant(op.feature, "int32_t"), p.constant(op.branches, "int32_t")
+    threshold, value = p.constant(op.threshold), p.constant(op.value)
+    p.lines.append("    {\n        int32_t node = 0;")
+    asked = p.item(op.x, f"{feature}[node]")
+    p.lines.append(f"        while ({branches}[2 * node] != node) node = {branches}[2 * node + ({asked} > {threshold}[node])];")
+    p.lines.append(f"        for (i = 0; i < {width}; i++) {p.item(op.out, 'i')} = {value}[node * {width} + i];\n    }}")
+
+
 def _layer_norm(p: Printer, op: steps.LayerNorm) -> None:
     p.needed.add("norm")
     weights = f"{p.constant(op.weight)}, {p.constant(op.bias)}, {_number(op.epsilon)}"
@@ -266,6 +276,7 @@ PRINTERS: dict[type, Callable[[Printer, Any], None]] = {
     steps.Take: _take,
     steps.Activate: _activate,
     steps.LayerNorm: _layer_norm,
+    steps.Branches: _branches,
     steps.GruGate: _gru,
     steps.LstmCell: _lstm_cell,
     steps.LstmOut: _lstm_out,

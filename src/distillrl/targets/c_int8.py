@@ -24,8 +24,8 @@ from distillrl.targets.plan import Floats, Plan
 
 STATES = 4096
 """Calibration states that are used at most."""
-HEADROOM = 0.1
-"""By how much activations may be greater than any in calibration."""
+HEADROOM = {True: 1.0, False: 0.1}
+"""By what share numbers may be greater than any in calibration: those of an observation (a landing's shock), and those inside."""
 WIDEST = 1 << 16
 """Inputs of a layer at most: more could overflow an int32 sum."""
 
@@ -112,7 +112,7 @@ def _layer(op: steps.Dense, x: Floats, each: bool) -> Quantised:
     half = 2048 if op.weight.shape[1] <= 8000 else 128
     low, high = (np.atleast_1d(v).astype(np.float64) for v in (np.minimum(x.min(axis), 0), np.maximum(x.max(axis), 0)))
     still = high - low < 1e-6  # a number that never moved in calibration may move yet
-    low, high = np.where(still, -1, low * (1 + HEADROOM)), np.where(still, 1, high * (1 + HEADROOM))
+    low, high = np.where(still, -1, low * (1 + HEADROOM[each])), np.where(still, 1, high * (1 + HEADROOM[each]))
     step = (high - low) / (2 * half - 1)
     zero = np.round(-half - low / step)
     scaled = op.weight.astype(np.float64) * step
@@ -120,5 +120,5 @@ def _layer(op: steps.Dense, x: Floats, each: bool) -> Quantised:
     weight = np.round(scaled / scale[:, None]).astype(np.int8)
     # x ≈ step · (q − zero): the zero point's share is the same in every state, so it goes into the bias.
     bias = op.bias - scale * (weight.astype(np.float64) @ np.broadcast_to(zero, weight.shape[1:]))
-    inverse, zero, scale, bias = (v.astype(np.float32) for v in (1 / step, zero, scale, bias))
-    return Quantised(half, inverse, zero, weight, scale, bias)
+    floats = [v.astype(np.float32) for v in (1 / step, zero, scale, bias)]
+    return Quantised(half, floats[0], floats[1], weight, floats[2], floats[3])

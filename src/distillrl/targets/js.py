@@ -201,6 +201,14 @@ def _combine(p: _Printer, op: steps.Combine) -> None:
     p.each(op.out, f"v {'+' if op.kind == 'add' else '*'} {p.names[op.y]}[i]", op.x)
 
 
+def _branches(p: _Printer, op: steps.Branches) -> None:
+    feature, branches = p.constant(op.feature, "<i4"), p.constant(op.branches, "<i4")
+    threshold, value, width = p.constant(op.threshold), p.constant(op.value), op.value.shape[1]
+    p.lines.append("    let node = 0;")
+    p.lines.append(f"    while ({branches}[2 * node] !== node) node = {branches}[2 * node + ({p.names[op.x]}[{feature}[node]] > {threshold}[node] ? 1 : 0)];")
+    p.each(op.out, f"{value}[node * {width} + i]")
+
+
 def _gru(p: _Printer, op: steps.GruGate) -> None:
     n, gi, gh = p.plan.size(op.out), p.names[op.gi], p.names[op.gh]
     reset, update = (f"sigmoid({gi}[{k}i] + {gh}[{k}i])" for k in ("", f"{n} + "))
@@ -244,6 +252,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], None]] = {
     steps.Activate: _activate,
     steps.OneHot: _one_hot,
     steps.Affine: _affine,
+    steps.Branches: _branches,
     steps.Concat: _concat,
     steps.Combine: _combine,
     steps.Take: lambda p, op: p.each(op.out, f"{p.names[op.x]}[{p.constant(op.indices, '<i4')}[i]]"),

@@ -159,6 +159,20 @@ def _combine(p: _Printer, op: steps.Combine) -> None:
     p.node("Add" if op.kind == "add" else "Mul", [p.floats(op.x), p.floats(op.y)], op.out)
 
 
+def _branches(p: _Printer, op: steps.Branches) -> None:
+    x = p.floats(op.x)
+    feature, branches = p.constant(op.feature, "int64"), p.constant(op.branches.ravel(), "int64")
+    threshold, one, two = p.constant(op.threshold), p.constant([1], "int64"), p.constant(2, "int64")
+    rows = p.slice(p.node("Shape", [x]), 0, 1)
+    node = p.node("Expand", [p.constant(0, "int64"), rows])
+    for _ in range(op.depth):
+        column = p.node("Unsqueeze", [p.node("Gather", [feature, node]), one])
+        seen = p.node("Squeeze", [p.node("GatherElements", [x, column], axis=1), one])
+        no = p.node("Cast", [p.node("Greater", [seen, p.node("Gather", [threshold, node])])], to=7)
+        node = p.node("Gather", [branches, p.node("Add", [p.node("Mul", [node, two]), no])])
+    p.node("Gather", [p.constant(op.value), node], op.out, axis=0)
+
+
 def _one_hot(p: _Printer, op: steps.OneHot) -> None:
     x = p.node("Cast", [p.names[op.x]], to=7)
     parts = []
@@ -216,6 +230,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], object]] = {
     steps.Dense: _dense,
     steps.Activate: _activate,
     steps.Affine: _affine,
+    steps.Branches: _branches,
     steps.Concat: _concat,
     steps.Combine: _combine,
     steps.OneHot: _one_hot,

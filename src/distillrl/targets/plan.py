@@ -139,6 +139,22 @@ class LayerNorm:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """A decision tree's leaf: from node 0 on, node m asks whether x[feature[m]] ≤ threshold[m] and goes to branches[m, 0], else to [m, 1].
+
+    A leaf's branches lead to itself; ``value`` [M, V] has its outputs. ``depth`` is how many tests there are in a row at most.
+    """
+
+    out: str
+    x: str
+    feature: NDArray[np.int32]
+    threshold: Floats
+    branches: NDArray[np.int32]
+    value: Floats
+    depth: int
+
+
+@dataclass(frozen=True)
 class GruGate:
     """torch.nn.GRUCell's gates: h' from ``gi`` [3H] = W_i x + b_i, ``gh`` [3H] = W_h h + b_h (reset, update, new) and h [H]."""
 
@@ -195,7 +211,7 @@ class Transpose:
     x: str
 
 
-Op = OneHot | Affine | Concat | Combine | Take | Dense | Activate | LayerNorm | GruGate | LstmCell | LstmOut | Conv | Pad | Transpose
+Op = OneHot | Affine | Concat | Combine | Take | Dense | Activate | LayerNorm | Branches | GruGate | LstmCell | LstmOut | Conv | Pad | Transpose
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,17 @@ _ERF_Q = np.array({[float(f'{c:.9g}') for c in RATIONAL['erf'][2][::-1]]}, np.fl
     new = np.tanh(gi[..., 2 * n :] + gates[..., :n] * gh[..., 2 * n :])
     return new + gates[..., n:] * (h - new)
 """,
+    "_leaf": """def _leaf(x, feature, threshold, branches, depth):
+    if x.ndim == 1:
+        node = 0
+        while branches[2 * node] != node:
+            node = branches[2 * node + (x[feature[node]] > threshold[node])]
+        return node
+    node, rows = np.zeros(len(x), np.int32), np.arange(len(x))
+    for _ in range(depth):
+        node = branches[2 * node + (x[rows, feature[node]] > threshold[node])]
+    return node
+""",
     "_lstm_cell": """def _lstm_cell(gates, c):
     n = c.shape[-1]
     return _sigmoid(gates[..., n : 2 * n]) * c + _sigmoid(gates[..., :n]) * np.tanh(gates[..., 2 * n : 3 * n])
@@ -158,6 +169,11 @@ def _affine(p: _Printer, op: steps.Affine) -> str:
     return f"({text}).astype(np.float32)"
 
 
+def _branches(p: _Printer, op: steps.Branches) -> str:
+    tables = f"{p.constant(op.feature, '<i4')}, {p.constant(op.threshold)}, {p.constant(op.branches.ravel(), '<i4')}, {op.depth}"
+    return f"{p.constant(op.value)}[_leaf({p.names[op.x]}, {tables})]"
+
+
 def _concat(p: _Printer, op: steps.Concat) -> str:
     parts = ", ".join(f"{p.names[x]}.astype(np.float32, copy=False)" for x in op.xs)
     return f"np.concatenate(({parts}), -1)" if len(op.xs) > 1 else parts
@@ -180,6 +196,7 @@ PRINTERS: dict[type, Callable[[_Printer, Any], str]] = {
     steps.Dense: _dense,
     steps.Activate: _activate,
     steps.Affine: _affine,
+    steps.Branches: _branches,
     steps.Concat: _concat,
     steps.Combine: lambda p, op: f"{p.names[op.x]} {'+' if op.kind == 'add' else '*'} {p.names[op.y]}",
     steps.OneHot: lambda p, op: f"_one_hot({p.names[op.x]}, {op.counts})",

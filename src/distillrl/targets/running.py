@@ -71,6 +71,11 @@ def _step(op: Op, values: Mapping[str, NDArray[Any]], plan: Plan) -> NDArray[Any
     if isinstance(op, steps.Affine):
         kind = np.float64 if op.wide else np.float32
         return np.clip(x.astype(kind) * op.scale.astype(kind) + op.shift.astype(kind), op.low, op.high).astype(np.float32)
+    if isinstance(op, steps.Branches):
+        node = np.zeros(len(x), np.int32)
+        for _ in range(op.depth):
+            node = op.branches[node, (x[np.arange(len(x)), op.feature[node]] > op.threshold[node]).astype(int)]
+        return op.value[node]
     if isinstance(op, steps.Take):
         return x[:, list(op.indices)]
     if isinstance(op, steps.LayerNorm):

@@ -11,7 +11,6 @@ from distillrl.errors import Misconfigured
 from distillrl.filters import Choose, Clip
 from distillrl.records import Group
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Pick, Scale, Stack
-from distillrl.students.networks import Network
 from distillrl.targets import plan as steps
 from distillrl.targets.plan import Input, Op, State
 from distillrl.wrapping import First, Join, RemainingTime
@@ -52,7 +51,7 @@ class Builder:
         return int(np.prod(self.shapes[value], dtype=int))
 
 
-def sense(b: Builder, policy: Network) -> dict[str, str]:
+def sense(b: Builder, policy: Any) -> dict[str, str]:
     """Run the sense's steps; group → value."""
     values = {}
     for name, group in policy.spec.observations.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distillrl.errors import Misconfigured
 from distillrl.students.networks import Network
+from distillrl.students.tree import Tree
 from distillrl.targets import plan as steps
 from distillrl.targets import sensing
 from distillrl.targets.plan import Decode, Floats, Input, Plan
@@ -37,9 +38,11 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
 
     Raises Misconfigured where it is no Network, has a layer or a sense that has no plan, or holds NaN.
     """
+    if isinstance(policy, Tree):
+        return _tree(policy, sampled)
     if not isinstance(policy, Network):
         raise Misconfigured(
-            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks; the target torch carries any torch policy"
+            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks and trees; the target torch carries any torch policy"
         )
     builder = Builder({}, [])
     groups = sensing.sense(builder, policy)
@@ -59,6 +62,27 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
     return Plan(inputs, tuple(builder.states), tuple(builder.ops), raw, _decode(policy), builder.shapes, log_std, decided, noise.name if noise else "")
 
 
+def _tree(policy: Tree, sampled: bool) -> Plan:
+    """A tree's leaf gives scores of a choice, or the action itself, which is made scores where it is of whole numbers."""
+    if sampled:
+        raise Misconfigured("a tree has no distribution to sample from: export it without --sampled")
+    b = Builder({}, [])
+    x = sensing.flatten(b, sensing.sense(b, policy), policy.sense.groups)
+    value, space = _floats(policy.value), policy.spec.action
+    kind = HEADS[policy.head.kind]
+    if space.kind == "multibinary":
+        kind, value = "threshold", value - np.float32(0.5)
+    elif space.kind == "multidiscrete":
+        chosen = value.astype(int)
+        kind, value = "multi", np.concatenate([np.eye(n, dtype=np.float32)[chosen[:, k]] for k, n in enumerate(space.nvec)], 1)
+    parts = (policy.feature, policy.branches)
+    feature, branches = (v.cpu().numpy().astype(np.int32) for v in parts)
+    raw = b.add(steps.Branches(b.name(), x, feature, _floats(policy.threshold), branches, value, policy.deepest), (value.shape[1],))
+    inputs = tuple(sensing.to_input(name, group, b) for name, group in policy.spec.observations.items() if any(name in steps.reads(op) for op in b.ops))
+    decode = Decode(kind, space.shape, space.dtype, space.start, space.nvec if kind == "multi" else (), space.low, space.high)
+    return Plan(inputs, tuple(b.states), tuple(b.ops), raw, decode, b.shapes)
+
+
 def _floats(tensor: Tensor) -> Floats:
     array: Floats = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
     if not np.isfinite(array).all():
@@ -69,7 +93,10 @@ def _floats(tensor: Tensor) -> Floats:
 def _recurrent(b: Builder, x: str, part: nn.Module) -> str:
     """An LSTM or a GRU of any depth, with layers before and after it, as teachers.recurrence has it."""
     x = _layer(b, x, getattr(part, "before", nn.Identity()), "recurrent.before")
-    cell = getattr(part, "lstm", None) or getattr(part, "gru", None)
+    cell = getattr(part, "lstm", None) or getattr(part, "gru", None) or getattr(part, "cell", None)
+    if isinstance(cell, nn.LSTMCell | nn.GRUCell):
+        step = _lstm if isinstance(cell, nn.LSTMCell) else _gru
+        return step(b, x, 0, (cell.weight_ih, cell.weight_hh), (cell.bias_ih, cell.bias_hh))
     if not isinstance(cell, nn.LSTM | nn.GRU) or cell.bidirectional or cell.proj_size:
         raise Misconfigured(f"the recurrent part ({_described(part)}) can't be exported as code: {CODE} carry an LSTM or a GRU; the target torch carries any")
     for i in range(cell.num_layers):
