@@ -14,7 +14,7 @@ from distillrl.policies import ACTION, Policy, played, to_environment
 BATCHES = (1, 64, 1024)
 
 
-def measure(policy: Policy, seconds: float = 0.1) -> dict[str, Any]:
+def measure(policy: Policy, seconds: float = 0.05) -> dict[str, Any]:
     """Plain data: ``multiply_adds`` of one state (null where none are seen) and ``latency_us`` {batch: {min, p50, p99, calls}}.
 
     A call is observation in, action out, as an environment takes it; ``seconds`` are spent on each batch size, the first
