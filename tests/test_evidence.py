@@ -407,3 +407,38 @@ def test_latencies_are_in_order():
     found = costs.measure(sides(), seconds=0.02)["latency_us"]
     assert list(found) == ["1", "64", "1024"]
     assert all(0 < row["min"] <= row["p50"] <= row["p99"] for row in found.values())
+
+
+def test_envpools_later_episodes_have_seeds_too():
+    pytest.importorskip("envpool", reason="EnvPool is not installed: pip install 'distillrl[envpool]'")
+    from distillrl import envs
+    from distillrl.evidence import paired_returns
+
+    options, seeds = EnvOptions("CartPole-v1", {}, "envpool"), Seeds(0, "verdict")
+    spec = envs.make(options, 1, seeds).spec
+    still = Fixed(spec)
+    first, again = paired_returns(still, options, 70, seeds), paired_returns(still, options, 70, seeds)
+    assert first == again
+    assert first[64:] == evaluation.play(still, options, 6, Shifted()).returns.tolist()
+
+
+class Fixed:
+    """Pushes to the right, whatever it sees."""
+
+    gives, info = ACTION, {}
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def init(self, n):
+        return {}
+
+    def act(self, obs, memory, starts, wants=ACTION):
+        return Prediction(Deterministic(torch.ones(len(obs["obs"]), dtype=torch.int64))), memory
+
+
+class Shifted:
+    """The verdict's stream from episode 64 on."""
+
+    def __call__(self, index):
+        return Seeds(0, "verdict")(64 + index)

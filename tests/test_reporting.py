@@ -179,6 +179,16 @@ def test_what_was_not_measured_is_said(run):
     assert judgement.sentences[1] == "Its robustness was not measured."
 
 
+@pytest.mark.parametrize(
+    ("backend", "episodes", "paired"), [("gymnasium:2", 80, True), ("envpool", 50, True), ("envpool", 80, False), ("auto", 80, True)]
+)
+def test_only_the_same_episodes_are_compared_in_pairs(run, backend, episodes, paired):
+    write(run, "verdict.json", verdict(episodes=episodes))
+    (run / "config.toml").write_text(CONFIG + f'backend = "{backend}"\n')
+    assert read(run).paired is paired
+    assert ("on the same episodes" in judge(read(run)).sentences[0]) is paired
+
+
 def test_a_teacher_like_a_random_policy_leaves_nothing_to_keep(run):
     data = verdict()
     data["teacher"] = data["random"] | {"parameters": 10, "latency_us": 3.0}
