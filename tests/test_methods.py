@@ -79,7 +79,7 @@ def test_the_table_is_whole_and_printed():
 
 
 def test_finetuning_trains_the_critic_before_the_policy(tmp_path):
-    result = run(tmp_path, method="finetune", until="none", env_steps=9000, **QUICK)
+    result = run(tmp_path, method="finetune", until="none", env_steps=12_000, **QUICK)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     phases = [line["phase"] for line in lines]
     assert sorted(set(phases)) == [0, 1, 2]
