@@ -92,6 +92,8 @@ def test_show_prints_toml_that_is_read_back(lander, tmp_path):
         (["distill", "LANDER", "--resume", "nowhere"], "--resume"),
         (["evaluate", "LANDER", "--env", "CartPole-v1"], "float32[4]"),
         (["info", "LICENSE"], "no teacher"),
+        (["distill", "--teachers", "LICENSE", "--env", "CartPole-v1"], "--teachers a.zip,b.zip"),
+        (["distill", "LANDER", "--dispatch", "obs[0]:0"], "--teachers a.zip,b.zip"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_sentence_and_exit_code_2(words, told, lander):

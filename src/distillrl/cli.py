@@ -74,6 +74,8 @@ _TEACHER_OPTIONS = [
     click.option("--model", help="module:Class of a network for a bare state dict."),
     click.option("--vecnormalize", help="VecNormalize statistics that lie elsewhere than beside the teacher."),
     click.option("--teacher-sees", help="What the teacher sees, such as group=state."),
+    click.option("--concurrency", type=click.IntRange(1), help="Requests at a time to a teacher on a server.  [default: 8]"),
+    click.option("--trust", is_flag=True, default=None, help="Run the teacher file's own code, where its format needs that. No known format does."),
 ]
 
 
@@ -90,6 +92,9 @@ def _with(options: list[Any]) -> Any:
 @click.argument("teacher", required=False)
 @_with(_ENV_OPTIONS)
 @_with(_TEACHER_OPTIONS)
+@click.option("--teachers", metavar="A,B,…", help="Several teachers in place of one.")
+@click.option("--combine", help="How several become one: average (the default), confidence, value, product or best.")
+@click.option("--dispatch", metavar="CASES", help="Which of several is asked, by the observation: 'level<3:0, else:1', or 'task'.")
 @click.option("--student", help="mlp:16x16, mlp:64x64:relu, mlp: (linear).  [default: mlp:16x16]")
 @click.option("--see", help="What the student sees: 'drop=2,3,5, stack=4', 'pick=0,1', 'group=NAME', delay, clip, noise, quantise.")
 @click.option("--method", help="auto, dagger, policy-distillation, behaviour-cloning, on-policy.  [default: auto]")
@@ -108,12 +113,14 @@ def _with(options: list[Any]) -> Any:
 @click.option("--resume", help="Go on with this run folder.")
 @click.option("--show", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the verdict.")
-def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, out: str | None, format_: str | None, terms: str | None, **flags: Any) -> int:
-    r"""Make a student of TEACHER, a policy's file.
+def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, out: str | None, format_: str | None, terms: str | None, teachers: str | None, **flags: Any) -> int:
+    r"""Make a student of TEACHER, a policy's file, folder or address.
 
     \b
     distillrl distill teacher.zip --env LunarLander-v3 --student mlp:16x16
     distillrl distill teacher.zip --env LunarLander-v3 --until retention=0.99 --seconds 60 --out runs/lander
+    distillrl distill http://host:8000/v2/models/expert --env CartPole-v1 --labels 20000
+    distillrl distill --teachers easy.zip,hard.zip --dispatch 'obs[0]<3:0, else:1' --env LunarLander-v3
     distillrl distill --config runs/lander/config.toml
     distillrl distill --resume runs/lander
 
@@ -121,9 +128,10 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
     """
     from distillrl.console import Display, print_verdict
 
-    if resume is not None and (teacher or config_file or any(v is not None for v in flags.values())):
+    several = tuple(part.strip() for part in teachers.split(",") if part.strip()) if teachers is not None else None
+    if resume is not None and (teacher or several or config_file or any(v is not None for v in flags.values())):
         raise Misconfigured("--resume goes on with what the run folder says; give no teacher and no other options with it")
-    settled = _settled(config_file, {"teacher": teacher, "format": format_, "terms": terms, **flags})
+    settled = _settled(config_file, {"teacher": teacher, "teachers": several, "format": format_, "terms": terms, **flags})
     if show:
         from distillrl.distillation import expanded
 
@@ -172,13 +180,13 @@ def _short(verdict: Mapping[str, Any]) -> str:
 @click.option("--teacher", help="The teacher to compare with, on the same seeds.")
 @click.option("--episodes", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print verdict.json's shape.")
-def evaluate(policy: str, teacher: str | None, episodes: int, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+def evaluate(policy: str, teacher: str | None, episodes: int, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
     """Measure POLICY, a student or a teacher, on episodes that chose nothing."""
     from distillrl.console import print_verdict
     from distillrl.evaluation import evaluate as work
     from distillrl.teachers import Options
 
-    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize)
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust))
     verdict = work(policy, env, teacher, episodes=episodes, seed=seed or 0, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
     if as_json:
         click.echo(json.dumps(verdict, indent=1))
@@ -189,14 +197,19 @@ def evaluate(policy: str, teacher: str | None, episodes: int, as_json: bool, for
 
 @main.command(context_settings=_CONTEXT)
 @click.argument("policy")
+@click.option("--env", help="The environment that it is for, where its file doesn't say what it sees and does.")
+@click.option("--backend", default="auto", help="auto, gymnasium or envpool.")
 @_with(_TEACHER_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def info(policy: str, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None) -> int:
+def info(policy: str, env: str | None, backend: str, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
     """Say what POLICY is: algorithm, spaces, layers, sizes, what knowledge it can give."""
+    from distillrl.envs import EnvOptions
     from distillrl.loading import info as work
+    from distillrl.settling import environment
     from distillrl.teachers import Options
 
-    found = work(policy, Options(format=format_, model=model, sees=teacher_sees, vecnormalize=vecnormalize))
+    spec = environment(EnvOptions(env, backend=backend), 1)[0] if env is not None else None
+    found = work(policy, Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust)), spec)
     if as_json:
         click.echo(json.dumps(found, indent=1, default=str))
         return 0
@@ -269,14 +282,14 @@ def compare(runs: tuple[str, ...], out: str) -> int:
 @click.option("--out", default="watch.gif", show_default=True, help="A .gif or an .mp4; named watch.gif or watch.mp4 in a run folder, the report shows it.")
 @click.option("--episode", type=click.IntRange(0), default=0, show_default=True, help="Which of the verdict's episodes.")
 @click.option("--steps", type=click.IntRange(1), default=400, show_default=True, help="At most so many.")
-def watch(policy: str, teacher: str | None, out: str, episode: int, steps: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+def watch(policy: str, teacher: str | None, out: str, episode: int, steps: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
     """Film POLICY, and its teacher beside it, with each one's action probabilities."""
     from distillrl.envs import EnvOptions
     from distillrl.loading import load
     from distillrl.teachers import Options
     from distillrl.watching import watch as work
 
-    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize)
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust))
     players = {"teacher": load(teacher, options).policy} if teacher is not None else {}
     players["student" if teacher is not None else "policy"] = load(policy, options).policy
     target = env or next((p.info["environment"] for p in players.values() if p.info.get("environment")), None)
@@ -297,7 +310,7 @@ def watch(policy: str, teacher: str | None, out: str, episode: int, steps: int, 
 @click.option("--check", "check_env", metavar="ENV", help="Play ENV with what was exported: parity on visited states, and its return.")
 @click.option("--episodes", type=click.IntRange(0), default=50, show_default=True, help="Of --check.")
 @_with(_TEACHER_OPTIONS)
-def export(policy: str, target: str, out: str, name: str, env: str | None, sampled: bool, check_env: str | None, episodes: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None) -> int:
+def export(policy: str, target: str, out: str, name: str, env: str | None, sampled: bool, check_env: str | None, episodes: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
     """Write POLICY, a student or a teacher, as what runs in the product."""
     from distillrl.exporting import export as work
     from distillrl.exporting import known
@@ -305,8 +318,8 @@ def export(policy: str, target: str, out: str, name: str, env: str | None, sampl
     from distillrl.teachers import Options
 
     known(target)
-    plain = not any((format_, model, vecnormalize, teacher_sees))
-    loaded: Any = policy if plain else load(policy, Options(format=format_, model=model, sees=teacher_sees, vecnormalize=vecnormalize)).policy
+    plain = not any((format_, model, vecnormalize, teacher_sees, trust))
+    loaded: Any = policy if plain else load(policy, Options(format=format_, model=model, sees=teacher_sees, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust))).policy
     exported = work(loaded, target, out, name=name, env=env, sampled=sampled)
     for path in exported.files:
         click.echo(f"{path}: {path.stat().st_size:,} bytes")

@@ -97,6 +97,16 @@ class Config:
     model: str | None = None
     vecnormalize: str | None = None
     teacher_sees: str | None = None
+    teachers: tuple[str, ...] = ()
+    """Several teachers in place of one; ``combine`` or ``dispatch`` says how they become one."""
+    combine: str | None = None
+    """average (of several, by default), confidence, value, product or best."""
+    dispatch: str | None = None
+    """Which of several is asked, by an expression over the observation: ``level<3:0, else:1``."""
+    concurrency: int | None = None
+    """Requests at a time to a teacher on a server; 8 by default, or what its own file says."""
+    trust: bool = False
+    """Run the teacher file's own code, where its format needs that."""
     see: str | None = None
     """What the student sees of an observation, such as "drop=2,3,5"; everything by default."""
     select_episodes: int = 20
@@ -111,9 +121,15 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("env_steps", "slots", "threads", "select_episodes", "verdict_episodes"):
             _positive(name, getattr(self, name))
-        for name in ("labels", "seconds", "rounds", "max_episode_steps"):
+        for name in ("labels", "seconds", "rounds", "max_episode_steps", "concurrency"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.teachers and self.teacher is not None:
+            raise Misconfigured(f"teacher = {self.teacher!r} and teachers = {', '.join(self.teachers)}: name one teacher, or several, not both")
+        if len(self.teachers) < 2 and (self.combine or self.dispatch or self.teachers):
+            raise Misconfigured("several teachers are named with --teachers a.zip,b.zip; --combine and --dispatch say how they become one")
+        if self.combine and self.dispatch:
+            raise Misconfigured(f"combine = {self.combine!r} and dispatch = {self.dispatch!r}: one of them says how several teachers become one")
         if self.seed < 0:
             raise Misconfigured(f"seed = {self.seed}: a whole number from 0 on is right")
         aim(self.until)
@@ -206,9 +222,9 @@ def _plain(record: Any) -> dict[str, Any]:
         value = getattr(record, f.name)
         if f.name == "until" and value is None:
             value = "none"
-        if value is None or (f.name == "phase" and not value):
+        if value is None or (f.name in {"phase", "teachers"} and not value):
             continue
-        out[f.name] = [_plain(v) for v in value] if f.name == "phase" else dict(value) if isinstance(value, Mapping) else value
+        out[f.name] = [_plain(v) for v in value] if f.name == "phase" else dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
     return out
 
 
@@ -230,10 +246,12 @@ def _build(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
 def _checked(where: str, value: Any, hint: Any) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (types.UnionType,) else (hint,)
     plain = tuple(get_origin(k) or k for k in kinds)
+    if tuple in plain and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
     if float in plain and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (isinstance(value, bool) and bool not in plain) or not isinstance(value, plain):
-        names = " or ".join({"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "Mapping": "a table"}.get(k.__name__, k.__name__) for k in plain if k is not type(None))
+        names = " or ".join({"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "Mapping": "a table", "tuple": "a list of texts"}.get(k.__name__, k.__name__) for k in plain if k is not type(None))
         raise Misconfigured(f"{where} = {value!r}: {names} is right")
     return value
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import distillrl
-from distillrl import advantages, artifact, diagnosis, envs, evaluation, learn, students, weights
+from distillrl import advantages, artifact, diagnosis, envs, evaluation, learn, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.errors import DistillError, Failed, Misconfigured
@@ -78,6 +78,7 @@ def distill(
         if resume is None:
             folder = Folder.create(out, envs.name_of(setup.options))
         folder.write_config(setup.config)
+        teachers.keep_answers(setup.teacher, folder.path)
         return _run(setup, folder, show or _nothing, resume is not None)
 
 
@@ -332,6 +333,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
         "student_family": config.student,
         "env_steps": state.progress.env_steps,
         "teacher_labels": state.progress.labels,
+        **({"teacher_cost": cost} if (cost := teachers.cost(setup.teacher)) else {}),
         "rounds": state.progress.round,
         "kept_round": state.best["round"],
         "ended_by": state.ended,
@@ -351,7 +353,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
 def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any]:
     """What the student was made of; no time and no path, so that the same run gives the same bytes."""
     kept = dataclasses.asdict(config)
-    for place in ("teacher", "init", "seconds", "rounds", "vecnormalize", "checkpoint_seconds"):
+    for place in ("teacher", "init", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency"):
         kept.pop(place)
     kept["backend"] = config.backend.partition(":")[0]  # how many processes step changes nothing
     return {

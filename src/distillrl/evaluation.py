@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from distillrl import envs, stats
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
-from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters, agreement, played, to_environment
+from distillrl.policies import ACTION, Memory, Policy, acting_parameters, agreement, played, to_environment
 from distillrl.records import Prediction, Spec
 
 MAX_SLOTS = 64
@@ -255,8 +254,9 @@ def evaluate(
 
     began = time.perf_counter()
     wished = options or teachers.Options()
-    first = policy.policy if isinstance(policy, Player) else None if callable(policy) else teachers.load(policy, wished)
-    target = env if env is not None else first.info.get("environment") if first is not None else None
+    target = env
+    if target is None and not callable(policy):
+        target = teachers.load(policy, wished).info.get("environment")
     if target is None:
         raise Misconfigured("no environment was given, and the policy's file names none: --env takes an id such as LunarLander-v3")
     where = EnvOptions(target, dict(env_kwargs or {}), backend, max_episode_steps)
@@ -264,12 +264,13 @@ def evaluate(
     spec = vector.spec
     vector.close()
     where = replace(where, backend=envs.arrange(where, min(episodes, MAX_SLOTS)))
-    student = teachers.fit(first or teachers.load(policy, wished, spec), spec, envs.name_of(where))
-    other = None if teacher is None else teacher.policy if isinstance(teacher, Player) else teachers.load(teacher, wished, spec)
+    wished = replace(wished, env=envs.name_of(where))
+    student = teachers.load(policy, wished, spec)
+    other = None if teacher is None else teachers.load(teacher, wished, spec)
     for name, one in (("policy", student), ("teacher", other)):
         if one is not None and (found := envs.differences(one.spec, spec)):
             raise Misconfigured(f"the {name} does not fit {envs.name_of(where)}: " + "; ".join(found))
-    sizes = {"student": _bytes(policy), "teacher": _bytes(teacher)}
+    sizes = {"student": teachers.size(policy), "teacher": teachers.size(teacher)}
     measured = verdict(where, spec, episodes, seed, student=student, teacher=other, sizes=sizes)
     blank = dict.fromkeys(("method", "env_steps", "teacher_labels", "rounds", "kept_round", "ended_by", "until", "reached"))
     return {
@@ -279,7 +280,3 @@ def evaluate(
         "seconds": {"work": round(time.perf_counter() - began, 4), "selecting": None, "with_imports": round(time.perf_counter() - distillrl.STARTED, 4)},
         **measured,
     }
-
-
-def _bytes(source: Any) -> int | None:
-    return Path(source).stat().st_size if isinstance(source, str | Path) and Path(source).is_file() else None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, students
+from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, students, teachers
 from distillrl import config as configuration
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError, Misconfigured
@@ -128,9 +128,10 @@ def players(run: Reading, teacher: Any, env: Any, notes: list[str]) -> tuple[Pol
     config = configuration.build(run.config, str(run.path / CONFIG))
     if env is None and config.env is None:
         raise Misconfigured("the run’s environment was an object, not a name: give it with --env")
-    if teacher is None and config.teacher is None:
+    if teacher is None and config.teacher is None and not config.teachers:
         raise Misconfigured("the run’s teacher was an object, not a file: give one with --teacher")
     setup = settle(config, teacher, env)
+    teachers.keep_answers(setup.teacher, run.path)
     if found := envs.differences(student.spec, setup.spec):
         raise Misconfigured(f"the student does not fit {envs.name_of(setup.options)}: " + "; ".join(found))
     taught = look(run.header, "provenance", "teacher", "sha256")

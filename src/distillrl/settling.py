@@ -66,19 +66,18 @@ class State:
 def settle(config: Config, teacher: Any, env: Any) -> Setup:
     """Load the teacher, make the environment once, hold them against each other, expand the method."""
     students.check(config.student)
-    source = teacher if teacher is not None else config.teacher
+    source = teacher if teacher is not None else list(config.teachers) or config.teacher
     if source is None:
         raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
-    wished = teachers.Options(format=config.format, model=config.model, sees=config.teacher_sees, env=config.env, vecnormalize=config.vecnormalize)
-    policy = None if callable(source) else teachers.load(source, wished)
-    target = env if env is not None else config.env or (policy.info.get("environment") if policy is not None else None)
+    wished = teachers.options_of(config)
+    target = env if env is not None else config.env
+    if target is None and not callable(source):
+        target = teachers.load(source, wished).info.get("environment")
     if target is None:
         raise Misconfigured("no environment was given, and the teacher's file names none: --env takes an id such as LunarLander-v3")
     options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps)
     spec, backend = environment(options, config.slots)
-    if policy is None:
-        policy = teachers.load(source, wished, spec)
-    policy = teachers.fit(policy, spec, envs.name_of(options))
+    policy = teachers.load(source, replace(wished, env=envs.name_of(options)), spec)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
     method = "viper-tree" if config.method == "auto" and config.student.startswith("tree:") else config.method
@@ -86,10 +85,9 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     if config.terms is not None:
         phases = configuration.with_terms(phases, config.terms)
     config = replace(config, phase=phases, terms=None, backend=backend, env=target if isinstance(target, str) else config.env)
-    size = Path(source).stat().st_size if isinstance(source, str | Path) and Path(source).is_file() else None
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
-    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), size, spec, seen, tuple(policy.info.get("notes", ())))
+    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, tuple(policy.info.get("notes", ())))
 
 
 def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from distillrl.config import Config
 from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.policies import Player, Policy
 from distillrl.records import Spec
@@ -36,6 +37,8 @@ class Options:
     """A vecnormalize.pkl elsewhere, or ``none`` to leave out the one that lies beside the file."""
     combine: str | None = None
     """How several teachers become one: average (default), confidence, value, product, best (see ``teachers.many``)."""
+    concurrency: int | None = None
+    """Requests at a time to a server; by default what a ``.toml`` says, or 8."""
     dispatch: str | None = None
     """Which of several teachers is asked, by an expression over the observation: ``level<3:0, else:1``."""
 
@@ -78,6 +81,12 @@ FORMATS: tuple[Format, ...] = (
     Format("state_dict", "bare weights (torch.save, safetensors)", _by("distillrl.teachers.statedicts"), "distillrl.teachers.statedicts"),
     *(Format(name, f"weights of {name}", _never, "distillrl.teachers.statedicts") for name in WEIGHTS),
 )  # fmt: skip
+
+
+def options_of(config: Config) -> Options:
+    """A run's options, as far as they are about its teacher."""
+    names = {"sees": "teacher_sees"}
+    return Options(**{f.name: getattr(config, names.get(f.name, f.name)) for f in fields(Options)})
 
 
 def load(source: Any, options: Options = Options(), spec: Spec | None = None) -> Policy:
@@ -135,6 +144,28 @@ def digest(source: Any) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def size(source: Any) -> int | None:
+    """Bytes of a teacher's file, of several together; None for a live object or a folder."""
+    if isinstance(source, (list, tuple)):
+        each = [size(s) for s in source]
+        return None if None in each else sum(map(int, each))  # type: ignore[arg-type]  # none is None here
+    return Path(source).stat().st_size if isinstance(source, (str, Path)) and Path(source).is_file() else None
+
+
+def keep_answers(policy: Policy, folder: Path) -> None:
+    """Let each teacher on a server keep its answers in a run's folder, so that a resumed run asks about no state twice."""
+    for one in getattr(policy, "policies", (policy,)):
+        keep = getattr(one, "keep_answers", None)
+        if keep is not None:
+            keep(folder / "answers.jsonl")
+
+
+def cost(policy: Policy) -> dict[str, Any]:
+    """What asking teachers on servers has cost since they were loaded, evaluating them too; empty for all others."""
+    parts = [one.cost() for one in getattr(policy, "policies", (policy,)) if hasattr(one, "cost")]
+    return {key: sum(part.get(key, 0) for part in parts) for key in dict.fromkeys(k for part in parts for k in part)}
+
+
 def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
     try:
         if not path.exists():
@@ -146,7 +177,7 @@ def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
         raise Failed(f"{str(path)[:200]!r} can't be read: {getattr(error, 'strerror', None) or error}") from None
     if not there:
         raise Failed(f"there is no file {str(path)!r}; a teacher is a file or a folder of: {_titles()}")
-    if options.format is None and path.suffix == ".safetensors" and not importlib.import_module("distillrl.teachers.statedicts").sniff(path):
+    if path.suffix == ".safetensors" and not importlib.import_module("distillrl.teachers.statedicts").sniff(path):
         from distillrl import artifact, students
 
         return students.build(*artifact.load(path))

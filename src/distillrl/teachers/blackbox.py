@@ -20,6 +20,7 @@ kept on disk, so that no state is asked about twice, in a resumed run neither; c
     max_calls = 20000
     temperature = 0.0
     max_tokens = 16
+    otherwise = "LEFT"                   # what an answer that can't be understood counts as (for a Box: "0, 0"); without it the run ends there
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -34,7 +36,7 @@ import threading
 import tomllib
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ from distillrl.actions import Action, Categorical, Deterministic
 from distillrl.errors import Failed, Misconfigured, Missing, nearest
 from distillrl.policies import ACTION, Memory
 from distillrl.records import Prediction, Spec
+from distillrl.teachers.answers import Answers
 from distillrl.teachers.graphpolicy import reshaped
 from distillrl.teachers.http import Client
 
@@ -78,6 +81,7 @@ class Asking:
     max_calls: int = 20_000
     temperature: float = 0.0
     max_tokens: int = 16
+    otherwise: str = ""
 
 
 def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
@@ -94,8 +98,11 @@ def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
         for key in rest:
             if key not in known:
                 raise Misconfigured(f"{path}: unknown key {key!r}{nearest(key, known)}")
+        if options.concurrency is not None:
+            rest["concurrency"] = options.concurrency
         return connect(Client(str(given["address"]), **rest), options.sees, spec)
-    return ask(_asking(path, given), spec, path.parent)
+    asking = _asking(path, given)
+    return ask(asking if options.concurrency is None else replace(asking, concurrency=options.concurrency), spec, path.parent)
 
 
 def _asking(path: Path, given: Mapping[str, Any]) -> Asking:
@@ -143,42 +150,16 @@ def ask(asking: Asking, spec: Spec | None, folder: Path) -> BlackBox:
     return BlackBox(spec, asking, client, Answers(folder / asking.cache))
 
 
-@dataclass
-class Answers:
-    """Answers on disk, a line of JSON each, by the hash of the whole question; appended at once, so that none is lost."""
-
-    path: Path
-    known: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.lock = threading.Lock()
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    told = json.loads(line)
-                    self.known[str(told["question"])] = [str(a) for a in told["answers"]]
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut short when a run was killed: it is asked again
-
-    def keep(self, question: str, answers: list[str]) -> None:
-        """Remember an answer; raises Failed where the disk is full."""
-        with self.lock:
-            self.known[question] = answers
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"question": question, "answers": answers}) + "\n")
-            except OSError as error:
-                raise Failed(f"{self.path} can't be written: {error.strerror or error}") from None
-
-
 class BlackBox:
     """See policies.Policy: a state's question is asked once, several at a time."""
 
     def __init__(self, spec: Spec, asking: Asking, client: Client, answers: Answers) -> None:
         self.spec, self.asking, self.client, self.answers = spec, asking, client, answers
         self.gives = frozenset({"action", "distribution"}) if asking.votes > 1 and spec.action.kind == "discrete" else frozenset({"action"})
-        self.calls = self.cached = self.tokens_in = self.tokens_out = 0
+        self.calls = self.cached = self.tokens_in = self.tokens_out = self.misunderstood = 0
         self._lock = threading.Lock()
+        if asking.otherwise and self._meant(asking.otherwise) is None:
+            raise Misconfigured(f"otherwise = {asking.otherwise!r} was given; {self._right()} right")
         self._bounds = (torch.tensor(spec.action.low, dtype=torch.float32), torch.tensor(spec.action.high, dtype=torch.float32)) if spec.action.kind == "box" else None
 
     @property
@@ -190,7 +171,7 @@ class BlackBox:
     def cost(self) -> dict[str, float]:
         """Calls, states answered from disk, tokens, and their price."""
         price = (self.tokens_in * self.asking.price_in + self.tokens_out * self.asking.price_out) / 1e6
-        return {"calls": self.calls, "cached": self.cached, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out, "price": price}
+        return {"calls": self.calls, "cached": self.cached, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out, "misunderstood": self.misunderstood, "price": price}
 
     def init(self, n: int) -> Memory:
         """None."""
@@ -214,22 +195,22 @@ class BlackBox:
         if self.calls + len(missing) > self.asking.max_calls:
             raise Failed(f"{self.asking.address}: max_calls = {self.asking.max_calls} is reached after {self.calls} calls")
         self.calls += len(missing)
-        pairs = list(missing.items())
-        for start in range(0, len(pairs), 4 * self.asking.concurrency):
-            part = pairs[start : start + 4 * self.asking.concurrency]
-            for (question, _), answer in zip(part, self.client.many("POST", "/chat/completions", [b for _, b in part]), strict=True):
-                self.answers.keep(question, self._texts(answer))
+        questions = list(missing)
+        self.client.many("POST", "/chat/completions", [missing[q] for q in questions], lambda i, answer: self.answers.keep(questions[i], self._texts(answer)))
 
     def _texts(self, answer: Any) -> list[str]:
         try:
             texts = [str(c["message"]["content"]) for c in answer["choices"]]
             usage = answer.get("usage") or {}
-            self.tokens_in += int(usage.get("prompt_tokens", 0))
-            self.tokens_out += int(usage.get("completion_tokens", 0))
+            with self._lock:
+                self.tokens_in += int(usage.get("prompt_tokens") or 0)
+                self.tokens_out += int(usage.get("completion_tokens") or 0)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Failed(f"{self.asking.address} answers what the chat protocol doesn't know ({type(error).__name__}: {error})") from None
         for text in texts:
             self._understood(text)
+            with self._lock:
+                self.misunderstood += self._meant(text) is None
         if len(texts) != self.asking.votes:
             raise Failed(f"{self.asking.address} gives {len(texts)} answers where {self.asking.votes} were asked for")
         return texts
@@ -245,16 +226,23 @@ class BlackBox:
         return {**body, "n": asking.votes} if asking.votes > 1 else body
 
     def _understood(self, text: str) -> Any:
-        """The action number, or the numbers, of an answer."""
+        """The action number, or the numbers, of an answer; ``otherwise`` stands in for one that says neither."""
+        meant = self._meant(text)
+        if meant is None and self.asking.otherwise:
+            meant = self._meant(self.asking.otherwise)
+        if meant is None:
+            raise Failed(f"{self.asking.address} answered {text[:80]!r}; {self._right()} right (otherwise = … in its file says what such an answer counts as)")
+        return meant
+
+    def _right(self) -> str:
+        return f"one of {', '.join(self.asking.answers[:8])} is" if self.asking.answers else f"{self.spec.action.dimensions} numbers are"
+
+    def _meant(self, text: str) -> Any:
         if self.asking.answers:
             found = [(m.start(), -len(w), i) for i, w in enumerate(self.asking.answers) if (m := re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text, re.IGNORECASE))]
-            if not found:
-                raise Failed(f"{self.asking.address} answered {text[:80]!r}; one of {', '.join(self.asking.answers[:8])} is right")
-            return min(found)[2]
+            return min(found)[2] if found else None
         numbers = [float(m) for m in _NUMBER.findall(text)]
-        if len(numbers) != self.spec.action.dimensions:
-            raise Failed(f"{self.asking.address} answered {text[:80]!r}; {self.spec.action.dimensions} numbers are right")
-        return numbers
+        return numbers if len(numbers) == self.spec.action.dimensions and all(map(math.isfinite, numbers)) else None
 
     def _action(self, answers: list[list[str]]) -> Action:
         given = [[self._understood(t) for t in texts] for texts in answers]

@@ -59,12 +59,20 @@ class Client:
                 break
         raise Failed(f"{self.address}{path} doesn't answer ({reason.strip()[:240]}) after {attempt + 1} {'tries' if attempt else 'try'}")
 
-    def many(self, method: str, path: str, bodies: Sequence[Any]) -> list[Any]:
-        """Many exchanges, up to ``concurrency`` at a time, answers in order. Raises Failed at the first that fails."""
+    def many(self, method: str, path: str, bodies: Sequence[Any], take: Callable[[int, Any], Any]) -> list[Any]:
+        """Many exchanges, up to ``concurrency`` at a time; what ``take(number, answer)`` makes of each, in order.
+
+        ``take`` is called as soon as its answer is there, so that what was paid for is kept where another one fails.
+        Raises Failed at the first that fails, without beginning those that wait.
+        """
+
+        def one(number: int) -> Any:
+            return take(number, self.json(method, path, bodies[number]))
+
         if len(bodies) <= 1:
-            return [self.json(method, path, body) for body in bodies]
+            return [one(i) for i in range(len(bodies))]
         with ThreadPoolExecutor(min(self.concurrency, len(bodies))) as pool:
-            waiting = [pool.submit(self.json, method, path, body) for body in bodies]
+            waiting = [pool.submit(one, i) for i in range(len(bodies))]
             try:
                 return [w.result() for w in waiting]
             except Failed:
