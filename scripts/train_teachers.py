@@ -134,10 +134,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("sac", LANDER_C): Recipe(300_000, 275, dict(
         batch_size=256, learning_rate=Linear(7.3e-4), tau=0.01, learning_starts=5000, train_freq=1, gradient_steps=2,
         policy_kwargs=dict(net_arch=[128, 128])), envs=4),
-    # BipedalWalker-v3: solved at 300
+    # BipedalWalker-v3: solved at 300; batches of 512 with a higher rate take a sixth of the time of RL Zoo's 64
     ("ppo", WALKER): Recipe(5_000_000, 295, dict(
-        n_steps=2048, batch_size=64, gae_lambda=0.95, gamma=0.999, n_epochs=10, ent_coef=0.0, learning_rate=3e-4,
-        clip_range=0.18), envs=32, normalize=True, pool=True),
+        n_steps=1024, batch_size=512, gae_lambda=0.95, gamma=0.999, n_epochs=10, ent_coef=0.0,
+        learning_rate=Linear(7e-4), clip_range=0.18), envs=32, normalize=True, pool=True),
 }  # fmt: skip
 
 
