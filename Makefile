@@ -1,10 +1,10 @@
-# make demo | test | lint | bench. Each makes .venv by itself on a fresh machine; no compiler is needed.
+# make demo | test | lint | bench | bench-methods | bench-claims. Each makes .venv by itself on a fresh machine; no compiler is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q -c constraints.txt
 SOURCES := $(shell find src -type f) pyproject.toml constraints.txt README.md LICENSE
-.PHONY: demo test lint bench bench-auto clean
+.PHONY: demo test lint bench bench-auto bench-methods bench-claims clean
 
 demo: $(VENV)/.installed
 	$(BIN)/distillrl distill examples/ppo_lunar.zip --env LunarLander-v3 --student mlp:16x16
@@ -21,6 +21,17 @@ bench: $(VENV)/.tools
 
 bench-auto: $(VENV)/.tools
 	$(BIN)/python bench/auto.py
+
+# Both go on where they were stopped; QUICK=1 takes about 5 minutes and leaves the pages as they are, WORKERS=4 measures four cells at a time.
+WORKERS ?= 1
+MEASURE = --workers $(WORKERS) $(if $(QUICK),--quick)
+
+bench-methods: $(VENV)/.tools
+	$(BIN)/python bench/methods.py $(MEASURE)
+
+bench-claims: $(VENV)/.tools
+	$(PIP) "$$(echo dist/*.whl)[sb3]"
+	$(BIN)/python bench/claims.py $(MEASURE)
 
 # What is tested is the built wheel, as a user gets it, never the source tree.
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/hatchling

@@ -288,6 +288,19 @@ def test_unknown_disturbances_and_half_steps_are_refused():
 # ── physics ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_the_walkers_gravity_outlasts_a_reset():
+    change = next(c for c in physics.changes_for(EnvOptions("BipedalWalker-v3")) if c.name == "gravity")
+    env = physics.changed(EnvOptions("BipedalWalker-v3"), change, 1.5).id()
+    env.reset(seed=0)
+    env.reset(seed=1)
+    assert tuple(env.unwrapped.world.gravity) == (0, -15)
+    env.close()
+
+
+def test_the_games_of_a_namespace_have_their_own_physics():
+    assert [c.target for c in physics.changes_for(EnvOptions("games:MinAtar/SpaceInvaders-v1"))] == ["sticky_action_prob"]
+
+
 def test_physics_by_keyword_attribute_and_scale():
     change = physics.Change("Sides", "flip", (-1.0,), 1.0, way="kwarg", target="flip")
     turned = physics.changed(EnvOptions(Sides), change, -1.0)

@@ -74,6 +74,8 @@ PHYSICS: tuple[Change, ...] = (
     Change("Pendulum*", "gravity", (7.0, 8.5, 11.5, 13.0), 10.0, "m/s²", "kwarg", "g"),
     Change("Pendulum*", "mass", (0.8, 0.9, 1.1, 1.2), 1.0, "kg", "attribute", "m"),
     Change("Pendulum*", "length", (0.8, 0.9, 1.1, 1.2), 1.0, "m", "attribute", "l"),
+    Change("BipedalWalker*", "gravity", (0.7, 0.85, 1.15, 1.3), 1.0, "× usual", "scale", "world.gravity"),
+    Change("MinAtar/*", "sticky actions of the game", (0.0, 0.2, 0.35, 0.5), 0.1, "probability", "kwarg", "sticky_action_prob"),
     Change("Acrobot*", "mass of the lower link", (0.5, 0.75, 1.25, 1.5), 1.0, "kg", "attribute", "LINK_MASS_2"),
     Change("MountainCar-*", "gravity", (0.0022, 0.0024, 0.0026, 0.0028), 0.0025, "", "attribute", "gravity"),
     Change("MountainCarContinuous-*", "power", (0.0012, 0.00135, 0.00165, 0.0018), 0.0015, "", "attribute", "power"),

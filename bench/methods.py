@@ -1,0 +1,275 @@
+"""make bench-methods: every method of `distillrl methods`, on real teachers, with one budget of environment steps and labels.
+
+Each method that suits the teacher and the actions makes a student of the same size from the same number of steps, on seeds that
+tuned nothing; the retention of the student that did best on selecting seeds is measured on 50 fresh episodes a seed. Cells are
+kept in bench/cells/methods.jsonl, so that a stopped bench goes on; the table goes into docs/methods.md.
+
+    python bench/methods.py                          # all cells, then the table
+    python bench/methods.py --seconds 600            # stops beginning cells after ten minutes; call it again to go on
+    python bench/methods.py --quick                  # two environments, a fifth of the steps, three seeds, about 5 minutes; the table is only printed
+    python bench/methods.py --case DQN.zip=CartPole-v1 --seeds 3      # other teachers; the table is only printed
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cells import ROOT, TEACHERS, Cells, Facts, Job, between, digest, find, leave, plain, rounded, run, versions
+
+FIRST_SEED = 101
+AIM = 0.95
+MARGIN = 2.0
+"""Points by which a method must beat `auto` to take its place."""
+SHORT = 10_000
+"""Steps up to which a case is measured before the others, on all seeds."""
+TREE = "tree:leaves=128"
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A teacher, its environment, and what is learnt from it."""
+
+    teacher: str
+    env: str
+    steps: int = 20_000
+    student: str = "mlp:16x16"
+    episodes: int = 50
+
+
+CASES = (
+    Case("ppo_cartpole.zip", "CartPole-v1", 10_000),
+    Case("zoo/a2c/Pendulum-v1/model.zip", "Pendulum-v1", 10_000),
+    Case("ppo_lunarc.zip", "LunarLanderContinuous-v3", 3_000),
+    Case("ppo_lunar.zip", "LunarLander-v3", 3_000),
+    Case("ppo_lunarc.zip", "LunarLanderContinuous-v3", 16_000),
+    Case("ppo_lunar.zip", "LunarLander-v3", 16_000),
+)
+QUICK = (Case("ppo_cartpole.zip", "CartPole-v1", 4096, episodes=10), Case("zoo/a2c/Pendulum-v1/model.zip", "Pendulum-v1", 4096, episodes=10))
+
+
+def baseline(facts: Facts) -> dict[str, Any]:
+    """The teacher's and the random policy's returns on the verdict's episodes."""
+    import torch
+
+    from distillrl import envs, evaluation, loading
+    from distillrl.envs import EnvOptions, Seeds
+
+    torch.set_num_threads(1)
+    options, seeds = EnvOptions(facts["env"], backend="gymnasium:1"), Seeds(facts["seed"], "verdict")
+    vector = envs.make(options, 1, seeds)
+    spec = vector.spec
+    vector.close()
+    players = {
+        "teacher": loading.load(facts["_teacher"], spec=spec).policy,
+        "random": evaluation.Random(spec, torch.Generator().manual_seed(facts["seed"] + 1)),
+    }
+    return {who: rounded(evaluation.play(p, options, facts["episodes"], seeds).returns) for who, p in players.items()}
+
+
+def distilled(facts: Facts) -> dict[str, Any]:
+    """One run to the end of its budget, and its kept student's returns on the verdict's episodes."""
+    from distillrl import evaluation
+    from distillrl.config import Config
+    from distillrl.distillation import distill
+    from distillrl.envs import EnvOptions, Seeds
+
+    curve: list[list[float]] = []
+
+    def show(metrics: Any) -> None:
+        if metrics.get("retention") is not None:
+            curve.append([metrics["env_steps"], round(metrics["retention"], 4)])
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(
+            teacher=facts["_teacher"],
+            env=facts["env"],
+            student=facts["student"],
+            method=facts["_method"],
+            seed=facts["seed"],
+            until="none",
+            env_steps=facts["steps"],
+            labels=facts["steps"],
+            backend="gymnasium:1",
+            verdict_episodes=1,
+            checkpoint_seconds=1e6,
+        )
+        done = distill(config=config, out=Path(folder) / "run", show=show)
+    seeds = Seeds(facts["seed"], "verdict")
+    played = evaluation.play(done.policy.policy, EnvOptions(facts["env"], backend="gymnasium:1"), facts["episodes"], seeds)
+    verdict = done.verdict
+    return {
+        "returns": rounded(played.returns),
+        "curve": curve,
+        "env_steps": verdict["env_steps"],
+        "labels": verdict["teacher_labels"],
+        "rounds": verdict["rounds"],
+        "kept_round": verdict["kept_round"],
+        "parameters": verdict["student"]["parameters"],
+        "seconds": round(verdict["seconds"]["work"], 2),
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to measure of one case: a job a seed for the baseline and for each method, or why a method isn't for it."""
+
+    case: Case
+    baselines: list[Job]
+    methods: dict[str, list[Job]]
+    unsuited: dict[str, str]
+
+
+def plan(case: Case, path: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
+    """The jobs of a case, each method's phases in their key."""
+    from distillrl import envs, loading, methods
+    from distillrl.envs import EnvOptions, Seeds
+    from distillrl.errors import DistillError
+
+    vector = envs.make(EnvOptions(case.env, backend="gymnasium:1"), 1, Seeds(0, "dry"))
+    spec = vector.spec
+    vector.close()
+    gives = loading.load(path, spec=spec).policy.gives
+    shared = {"teacher": digest(str(path)), "env": case.env, "episodes": case.episodes, "_teacher": str(path)}
+    made = Plan(case, [(baseline, {**shared, "what": "baseline", "seed": s, "_name": f"baseline {case.env} {s}"}) for s in seeds], {}, {})
+    for name in only or methods.METHODS:
+        try:
+            phases = [plain(phase) for phase in methods.expand(name, gives, spec)]
+        except DistillError as error:
+            made.unsuited[name] = str(error)
+            continue
+        student = TREE if name == "viper-tree" else case.student
+        facts = {**shared, "what": "method", "steps": case.steps, "student": student, "phases": phases, "_method": name}
+        made.methods[name] = [(distilled, {**facts, "seed": s, "_name": f"{name} {case.env} {case.steps} {s}"}) for s in seeds]
+    return made
+
+
+def retentions(cells: Cells, made: Plan, name: str) -> dict[int, float]:
+    """{seed: retention} of what is known."""
+    found = {}
+    for (_, facts), base, value in zip(made.methods[name], cells.values(made.baselines), cells.values(made.methods[name]), strict=True):
+        if base is not None and value is not None:
+            foot = statistics.fmean(base["random"])
+            found[facts["seed"]] = (statistics.fmean(value["returns"]) - foot) / (statistics.fmean(base["teacher"]) - foot)
+    return found
+
+
+def entry(cells: Cells, made: Plan, name: str) -> str:
+    """Retention in percent with its interval over seeds, the steps to the aim, seconds."""
+    from distillrl import stats
+
+    if name in made.unsuited:
+        return "not for it"
+    kept = list(retentions(cells, made, name).values())
+    if not kept:
+        return ""
+    values = [v for v in cells.values(made.methods[name]) if v is not None]
+    interval = stats.mean_interval([100 * k for k in kept], 0)
+    reached = [next((steps for steps, share in v["curve"] if share >= AIM), None) for v in values]
+    there = sorted(r for r in reached if r is not None)
+    many = "" if len(there) == len(values) else f" ({len(there)} of {len(values)})"
+    steps = f"{there[len(there) // 2]:,.0f}{many}" if there else "never"
+    few = "" if len(kept) >= 5 else f", n={len(kept)}"
+    return f"{interval.value:.1f} ({interval.low:.1f} … {interval.high:.1f}{few}); {steps}; {statistics.median(v['seconds'] for v in values):.0f} s"
+
+
+def against_auto(cells: Cells, plans: Sequence[Plan], name: str) -> Any:
+    """Points of retention above `auto`, paired by seed, stratified by environment; None where there is nothing to compare."""
+    from distillrl import stats
+
+    strata = []
+    for made in plans:
+        if name in made.methods and "auto" in made.methods:
+            mine, theirs = retentions(cells, made, name), retentions(cells, made, "auto")
+            pairs = [100 * (mine[s] - theirs[s]) for s in mine if s in theirs]
+            if len(pairs) > 1:
+                strata.append(pairs)
+    return stats.statistic_interval(strata, stats.mean, 0, resamples=RESAMPLES) if strata else None
+
+
+def table(cells: Cells, plans: Sequence[Plan]) -> str:
+    """Markdown: a row a method, a column an environment, and the difference to `auto` over all of them."""
+    names = list(dict.fromkeys([*(n for p in plans for n in p.methods), *(n for p in plans for n in p.unsuited)]))
+    lines = ["| method | " + " | ".join(f"{p.case.env}, {p.case.steps:,}" for p in plans) + " | against `auto`, points |", "|---|" + "---|" * (len(plans) + 1)]
+    better = []
+    for name in names:
+        gap = None if name == "auto" else against_auto(cells, plans, name)
+        if gap is not None and gap.low > 0 and gap.value > MARGIN:
+            better.append(f"`{name}` (+{gap.value:.1f})")
+        said = "" if gap is None else "the same phases" if gap.value == gap.low == gap.high == 0 else f"{gap.value:+.1f} ({gap.low:+.1f} … {gap.high:+.1f})"
+        lines.append(f"| `{name}` | " + " | ".join(entry(cells, p, name) for p in plans) + f" | {said} |")
+    verdict = (
+        f"**{', '.join(better)} beat `auto` by more than {MARGIN:g} points with an interval above 0.**"
+        if better
+        else f"No method beats `auto` by more than {MARGIN:g} points with an interval above 0 (no correction for comparing many; it would only widen them)."
+    )
+    return "\n".join([*lines, "", verdict])
+
+
+def heading(cells: Cells, plans: Sequence[Plan], seeds: Sequence[int]) -> str:
+    """What was measured, in words."""
+    where = ", ".join(f"{p.case.env} ({p.case.steps:,} steps, {p.case.student}, {p.case.teacher})" for p in plans)
+    jobs = [j for p in plans for j in [*p.baselines, *(j for m in p.methods.values() for j in m)]]
+    measured = sum(v is not None for v in cells.values(jobs))
+    episodes = sorted({p.case.episodes for p in plans})
+    return (
+        f"`make bench-methods` made this table (seeds {seeds[0]} to {seeds[-1]}, which tuned nothing; {measured} of {len(jobs)} cells measured; "
+        f"{', '.join(f'{k} {v}' for k, v in versions().items())}).\n"
+        f"{where}. `viper-tree` grows `{TREE}`. Each entry: retention in percent on {' or '.join(map(str, episodes))} fresh episodes a seed, with the 95 % interval over "
+        f"seeds; the median of the steps after which the student first kept {AIM:.0%} on the 20 selecting episodes (looked at from 4,096 steps on, every 30 %); the median seconds of work.\n"
+    )
+
+
+def reasons(plans: Sequence[Plan]) -> str:
+    """Why methods were left out."""
+    lines = [f"- `{name}` on {p.case.env}: {why.partition(';')[0]}." for p in plans for name, why in p.unsuited.items()]
+    return "\n".join(["", "Left out:", "", *lines]) if lines else ""
+
+
+def main() -> None:
+    """Measure what isn't known, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", type=Path, nargs="+", default=list(TEACHERS), help="folders in which the teachers are looked for")
+    parser.add_argument("--case", action="append", metavar="TEACHER=ENV", help="these instead of the built-in ones; may be repeated")
+    parser.add_argument("--method", action="append", help="these methods alone, and auto; may be repeated")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20_000, help="of a --case")
+    parser.add_argument("--student", default="mlp:16x16", help="of a --case")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, help="begin no cell after so long")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--print", action="store_true", help="print the table, and leave the page as it is")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what another source of distillrl has measured")
+    parser.add_argument("--cells", type=Path, default=ROOT / "bench" / "cells" / "methods.jsonl")
+    given = parser.parse_args()
+    cases = [Case(t, e, given.steps, given.student) for t, _, e in (c.rpartition("=") for c in given.case or [])] or list(QUICK if given.quick else CASES)
+    seeds = range(FIRST_SEED, FIRST_SEED + (min(3, given.seeds) if given.quick else given.seeds))
+    only = ["auto", *(m for m in given.method if m != "auto")] if given.method else []
+    cells, plans = Cells(given.cells), []
+    for case in cases:
+        path = find(case.teacher, [Path.cwd(), *given.teachers])
+        if path is None:
+            print(f"{case.env} is left out: there is no {case.teacher} in {', '.join(map(str, given.teachers))} (--teachers names other folders)", file=sys.stderr)
+            continue
+        plans.append(plan(case, path, seeds, only))
+    if not plans:
+        raise SystemExit("no teacher was found, so there is nothing to measure")
+    short_first = sorted(((p.case.steps > SHORT, i, k) for k, p in enumerate(plans) for i in range(len(seeds))))
+    groups = [[plans[k].baselines[i], *(jobs[i] for jobs in plans[k].methods.values())] for _, i, k in short_first]
+    missing = run(cells, [job for group in groups for job in group], workers=given.workers, seconds=given.seconds, fresh=given.fresh)
+    text = heading(cells, plans, seeds) + "\n" + table(cells, plans) + reasons(plans)
+    print(text)
+    if not (given.print or given.quick or given.case or given.method or len(plans) < len(CASES)):
+        between(ROOT / "docs" / "methods.md", "bench-methods", text)
+    leave(missing)
+
+
+if __name__ == "__main__":
+    main()
