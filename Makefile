@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q -c constraints.txt
 SOURCES := $(shell find src -type f) pyproject.toml constraints.txt README.md LICENSE
-.PHONY: demo test lint bench bench-auto bench-methods bench-claims clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/distillrl distill examples/ppo_lunar.zip --env LunarLander-v3 --student mlp:16x16
@@ -19,19 +19,17 @@ lint: $(VENV)/.tools
 bench: $(VENV)/.tools
 	$(BIN)/python bench/speed.py
 
-bench-auto: $(VENV)/.tools
-	$(BIN)/python bench/auto.py
-
 # Both go on where they were stopped; QUICK=1 takes about 5 minutes and leaves the pages as they are, WORKERS=4 measures four cells at a time.
 WORKERS ?= 1
 MEASURE = --workers $(WORKERS) $(if $(QUICK),--quick)
 
-bench-methods: $(VENV)/.tools
-	$(BIN)/python bench/methods.py $(MEASURE)
-
 bench-claims: $(VENV)/.tools
 	$(PIP) "$$(echo dist/*.whl)[sb3]"
 	$(BIN)/python bench/claims.py $(MEASURE)
+
+# bench-auto, bench-methods, bench-claims, bench-kills: the docstring of each says what it measures.
+bench-%: bench/%.py $(VENV)/.tools
+	$(BIN)/python $<
 
 # What is tested is the built wheel, as a user gets it, never the source tree.
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/hatchling

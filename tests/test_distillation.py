@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -153,13 +154,21 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
         distillrl.distill(steer("discrete"), lambda: Corridor(), resume=tmp_path / "b")
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path, lander):
-    """kill -9 of real processes, at a few moments; the bench does thirty."""
-    command = [sys.executable, "-m", "distillrl", "distill", str(lander), "--env", "LunarLander-v3", "--until", "none", "--env-steps", "4000", "--quiet"]
-    config = tmp_path / "fast.toml"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, lander):
+    """The command of a short run that writes a checkpoint every round, and the bytes that it ends in."""
+    place = tmp_path_factory.mktemp("whole")
+    config = place / "fast.toml"
     config.write_text("checkpoint_seconds = 0.0\nverdict_episodes = 2\nselect_episodes = 2\n")
+    command = [sys.executable, "-m", "distillrl", "distill", str(lander), "--env", "LunarLander-v3", "--until", "none", "--env-steps", "4000", "--quiet"]
     command += ["--config", str(config)]
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, "--out", str(place / "r")], check=True, capture_output=True, timeout=300)
+    return command, (place / "r" / "student.safetensors").read_bytes()
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path, whole):
+    """kill -9 of real processes, at a few moments; bench/kills.py does thirty."""
+    command, wanted = whole
     folder = tmp_path / "killed"
     for lines in (1, 4):
         process = subprocess.Popen([*command, "--out", str(folder)] if lines == 1 else [*command[:4], "--resume", str(folder), "--quiet"], stderr=subprocess.PIPE)
@@ -171,8 +180,21 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path, lander):
         process.wait()
         configuration.build(configuration.read(folder / "config.toml"))
         assert all(json.loads(line) for line in metrics.read_text().splitlines()[:-1])
-    subprocess.run([sys.executable, "-m", "distillrl", "distill", "--resume", str(folder), "--quiet"], check=True, capture_output=True, timeout=300)
-    assert (folder / "student.safetensors").read_bytes() == (tmp_path / "whole" / "student.safetensors").read_bytes()
+    subprocess.run([*command[:4], "--resume", str(folder), "--quiet"], check=True, capture_output=True, timeout=300)
+    assert (folder / "student.safetensors").read_bytes() == wanted
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(tmp_path, whole):
+    """A limit on a file's size stands for the disk: writing past it fails as on a full one."""
+    command, wanted = whole
+    folder = tmp_path / "r"
+    full = subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)))
+    assert full.returncode == 2
+    assert "can't be written: File too large" in full.stderr
+    assert "Traceback" not in full.stderr
+    configuration.build(configuration.read(folder / "config.toml"))
+    subprocess.run([*command[:4], "--resume", str(folder), "--quiet"], check=True, capture_output=True)
+    assert (folder / "student.safetensors").read_bytes() == wanted
 
 
 def test_the_expansion_of_a_method_runs_the_same(tmp_path, lander):
