@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/distillrl distill examples/ppo_lunar.zip --env LunarLander-v3 --student mlp:16x16
 
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
