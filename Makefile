@@ -23,11 +23,14 @@ bench: $(VENV)/.tools
 WORKERS ?= 1
 MEASURE = --workers $(WORKERS) $(if $(QUICK),--quick)
 
+bench-methods: $(VENV)/.tools
+	$(BIN)/python bench/methods.py $(MEASURE)
+
 bench-claims: $(VENV)/.tools
 	$(PIP) "$$(echo dist/*.whl)[sb3]"
 	$(BIN)/python bench/claims.py $(MEASURE)
 
-# bench-auto, bench-methods, bench-claims, bench-kills: the docstring of each says what it measures.
+# bench-auto, bench-kills, …: the docstring of each says what it measures.
 bench-%: bench/%.py $(VENV)/.tools
 	$(BIN)/python $<
 
