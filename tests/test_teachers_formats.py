@@ -511,8 +511,8 @@ class Mine(nn.Module):
 def test_a_users_own_class(tmp_path: Path) -> None:
     module = Mine()
     path = saved(tmp_path, {"agent": module.state_dict(), "step": 3})
-    with pytest.raises(Missing, match="--model module:Class"):
-        load(path, Options(), spec(5, 2))
+    guessed = load(path, Options(), spec(5, 2))
+    assert any("of no library known here" in note for note in guessed.info["notes"])  # its sine isn't in the file
     policy = load(path, Options(model="test_teachers_formats:Mine"), spec(5, 2))
     assert torch.allclose(policy.act({"obs": X}, {}, None)[0].action.mode, module(X), atol=1e-6)
     for word, says in (("test_teachers_formats", "module:Class is right"), ("test_teachers_formats:Mien", "did you mean 'Mine'"), ("no_such_module:X", "No module")):

@@ -64,7 +64,7 @@ def _never(path: Path) -> bool:
     return False
 
 
-WEIGHTS = ("rsl_rl", "rl_games", "skrl", "tianshou", "cleanrl", "pufferlib", "sb3_policy", "plain")
+WEIGHTS = ("rsl_rl", "rl_games", "skrl", "tianshou", "cleanrl", "pufferlib", "sb3_policy", "dueling", "plain", "plain_q")
 """Libraries whose bare weights are known: names for ``--format``, where the file's names don't tell or another activation is meant."""
 FORMATS: tuple[Format, ...] = (
     Format("sb3", "stable-baselines3 and sb3-contrib", _by("distillrl.teachers.sb3"), "distillrl.teachers.sb3", spec=False),

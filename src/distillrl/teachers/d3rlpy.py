@@ -19,7 +19,8 @@ from distillrl.teachers import pickles, tensorfiles
 from distillrl.teachers.archives import read_file, read_json
 from distillrl.teachers.graph import Ref
 from distillrl.teachers.operators import ACTIVATIONS
-from distillrl.teachers.writer import Weights, Writer, flat, policy
+from distillrl.teachers.views import flat
+from distillrl.teachers.writer import Weights, Writer, policy
 
 if TYPE_CHECKING:
     from distillrl.teachers import Options

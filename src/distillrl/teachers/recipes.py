@@ -7,6 +7,7 @@ import math
 import torch
 
 from distillrl.errors import Missing
+from distillrl.teachers import guessing
 from distillrl.teachers.graph import Ref
 from distillrl.teachers.statedicts import Recipe, moments, spread_of
 from distillrl.teachers.writer import Writer
@@ -254,7 +255,7 @@ def _plain(w: Writer) -> None:
     p = next(q for q in PLAIN if w.weights.numbered(q))
     action = w.sequential(w.observation(w.width(p)), p)
     w.notes.append(f"its layers are taken to be {p}N and nothing else; {UNSEEN}")
-    w.gives(action, _categorical_or(w, "deterministic"))
+    guessing.finish(w, action, None, None, p == "q_net.")
 
 
 PLAIN = ("policy.", "policy_net.", "pi.", "actor_net.", "actor_mlp.", "mlp.", "net.", "network.", "model.", "layers.", "actor.net.", "actor.mlp.", "policy.net.", "policy.mlp.", "q_net.", "module.", "")
@@ -262,18 +263,21 @@ _NUMBER = r"\d+\.weight$"
 
 RECIPES: tuple[Recipe, ...] = (
     Recipe("rsl_rl", "rsl_rl 5", (r"^actor_state_dict\.mlp\.",), (), "elu", _rsl_rl5),
-    Recipe("rsl_rl", "rsl_rl 1 to 4", (r"^model_state_dict\.(actor|student)\." + _NUMBER,), (), "elu", _rsl_rl),
+    Recipe("rsl_rl", "rsl_rl 1 to 4", (r"^model_state_dict\.(actor|student)\." + _NUMBER, r"^model_state_dict\.(std|log_std|actor_obs_normalizer\._mean|distribution\.\w+)$"), (), "elu", _rsl_rl),
     Recipe("rl_games", "rl_games", (r"(^|\.)a2c_network\.actor_mlp\.",), (), "elu", _rl_games),
     Recipe("skrl", "skrl", (r"^policy\.net_container\." + _NUMBER,), (), "elu", _skrl),
     Recipe("tianshou", "Tianshou", (r"(^|^actor\.|^policy\.actor\.)preprocess\.model\.model\.",), (), "relu", _tianshou),
     Recipe("tianshou", "Tianshou", (r"^(policy\.)?model\.model\.(model\.)?" + _NUMBER,), (), "relu", _tianshou_q),
     Recipe("cleanrl", "CleanRL", (r"^actor_mean\." + _NUMBER, r"^actor_logstd$"), (), "tanh", _cleanrl_continuous),
     Recipe("cleanrl", "CleanRL", (r"(^|^0\.|^actor\.)fc1\.weight", r"action_scale"), (), "relu", _cleanrl_actor),
+    Recipe("dueling", "a dueling network", (), (), "relu", guessing.dueling, guessing.is_dueling),
     Recipe("cleanrl", "CleanRL", (r"^network\." + _NUMBER,), (), "relu", _cleanrl_network),
     Recipe("pufferlib", "PufferLib", (r"(^|\.)encoder\.", r"(^|\.)(decoder|decoder_mean)\."), (), "gelu", _puffer),
     Recipe("sb3_policy", "a stable-baselines3 policy.pth", (r"^mlp_extractor\.policy_net\.", r"^action_net\.weight$"), (), "tanh", _sb3_bare),
     Recipe("rsl_rl", "rsl_rl 1 to 4", (r"^actor\." + _NUMBER, r"^(std|log_std|actor_obs_normalizer\._mean)$"), (), "elu", _rsl_rl),
     Recipe("cleanrl", "CleanRL", (r"^actor\." + _NUMBER,), (), "tanh", _cleanrl_discrete),
     Recipe("plain", "a plain Sequential", (r"^(" + "|".join(p.replace(".", r"\.") for p in PLAIN) + r")" + _NUMBER,), (r"\.fc\d*\.", r"conv"), "relu", _plain),
+    Recipe("plain", "a network of no known library", (), (), "relu", guessing.chain, guessing.chained),
+    Recipe("plain_q", "a network that gives values of actions", (), (), "relu", guessing.q_values, guessing.chained, named=True),
 )  # fmt: skip
 """The first whose names are all there is taken; ``--format NAME`` leaves only those of that name."""

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from distillrl.errors import Failed, Misconfigured, Missing, nearest
 from distillrl.records import Spec
-from distillrl.teachers import tensorfiles
+from distillrl.teachers import pickles, tensorfiles
 from distillrl.teachers.archives import names_in, read_file, read_json
-from distillrl.teachers.writer import Weights, Writer, check_activation, flat, policy
+from distillrl.teachers.operators import ACTIVATIONS
+from distillrl.teachers.tensorfiles import Module
+from distillrl.teachers.views import flat, tidy, views
+from distillrl.teachers.writer import Weights, Writer, check_activation, policy
 
 if TYPE_CHECKING:
     from distillrl.teachers import Options
@@ -55,16 +58,23 @@ def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
     tree = read(path)
     if options.model is not None:
         return _users_class(path, tree, options, spec)
-    weights = Weights(dict(flat(tree)), str(path))
-    if not weights.tensors:
+    whole = dict(flat(tree))
+    if not whole:
         raise Failed(f"{path} holds no tensors")
-    for key, tensor in weights.tensors.items():
+    for key, tensor in whole.items():
         if tensor.is_floating_point() and "optim" not in key and not bool(torch.isfinite(tensor).all()):
             raise Failed(f"{path}: its tensor {key!r} holds NaN or infinity")
-    recipe = _recipe(weights, name, path)
-    writer = Writer(weights, check_activation(activation or recipe.activation), spec.action if spec else None)
+    recipe, weights = _recipe(list(views(tree, str(path))), name, path)
+    kinds = {m.kind.rpartition(".")[2].lower() for m in weights.layers.values()} & {a.__name__.lower() for a in ACTIVATIONS.values()}
+    told = next((word for word, made in ACTIVATIONS.items() if made.__name__.lower() in kinds), "") if len(kinds) == 1 else ""
+    word, _, ending = (activation or told or recipe.activation).partition("+")
+    if ending not in {"", "tanh"} or (ending and recipe.name != "plain"):
+        raise Misconfigured(f"--format {options.format!r}: plain:relu+tanh is right, for an action that ends in tanh")
+    writer = Writer(weights, check_activation(word), spec.action if spec else None, ending)
     recipe.write(writer)
-    notes = [] if activation else [f"the activation {recipe.activation} is {recipe.title}'s default; the file doesn't tell it (--format {recipe.name}:ACTIVATION says another)"]
+    notes = [] if activation or kinds else [f"the activation {recipe.activation} is {recipe.title}'s default; the file doesn't tell it (--format {recipe.name}:ACTIVATION says another)"]
+    if isinstance(tree, Module):
+        notes.append(f"the file is a whole module ({pickles.shown(tree.kind)}): its code isn't in it; its layers are read by their names")
     return policy(writer, spec, options.sees, f"{path.name} ({recipe.title})", {"format": "state dict", "library": recipe.title, "notes": notes})
 
 
@@ -147,8 +157,10 @@ def _parts(tree: Any, depth: int = 0) -> list[dict[str, Tensor]]:
     """Every dict of tensors in the file, the outermost first; also those below a common prefix such as ``actor.``"""
     if not isinstance(tree, Mapping) or depth > 3:
         return []
-    tensors = {str(k): v for k, v in tree.items() if isinstance(v, Tensor)}
-    found = [tensors] if tensors else []
+    tensors = dict(flat(tree)) if isinstance(tree, Module) else {str(k): v for k, v in tree.items() if isinstance(v, Tensor)}
+    found = [tensors, tidy(tensors)] if tensors else []
+    if isinstance(tree, Module):
+        return found
     for value in tree.values():
         found += _parts(value, depth + 1)
     return found
@@ -167,17 +179,25 @@ class Recipe:
     lacks: tuple[str, ...]
     activation: str
     write: Callable[[Writer], None]
+    fits: Callable[[Weights], bool] = lambda _: True
+    """What names alone don't say."""
+    named: bool = False
+    """Taken only where ``--format`` names it."""
 
 
-def _recipe(weights: Weights, name: str, path: Path) -> Recipe:
+def _recipe(given: list[Weights], name: str, path: Path) -> tuple[Recipe, Weights]:
+    """The first recipe that fits one of the views of a file, and that view."""
     from distillrl.teachers.recipes import RECIPES
 
     known = {r.name for r in RECIPES}
     if name and name not in known and name not in {"statedicts", "safetensors", "state_dict"}:
         raise Misconfigured(f"--format {name!r}: there is no such library of weights{nearest(name, known)}")
-    fits = [r for r in RECIPES if (not name or r.name == name or name not in known) and all(weights.has(n) for n in r.needs) and not any(weights.has(n) for n in r.lacks)]
-    if fits:
-        return fits[0]
+    allowed = [r for r in RECIPES if (r.name == name if name in known else not r.named)]
+    for recipe in allowed:
+        for weights in given:
+            if all(weights.has(n) for n in recipe.needs) and not any(weights.has(n) for n in recipe.lacks) and recipe.fits(weights):
+                return recipe, weights
+    weights = given[0]
     shown = ", ".join(f"{k} {list(v.shape)}" for k, v in list(weights.tensors.items())[:6])
     raise Missing(f"the names in {path} ({shown}, …) are those of no library known here ({', '.join(sorted(known))}){' named ' + name if name else ''}; give the network's class with --model module:Class")
 

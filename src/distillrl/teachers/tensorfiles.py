@@ -44,6 +44,17 @@ class _Storage:
         self.key, self.dtype, self.length = key, dtype, length
 
 
+class Module(dict[str, Any]):
+    """An nn.Module that was pickled whole: its parameters, buffers and parts by name. None of its code is in the file, and none is run."""
+
+    def __init__(self, kind: str, facts: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.kind = kind
+        """Its class, as the file says it."""
+        self.facts = facts
+        """Its plain settings, such as a convolution's stride."""
+
+
 def state_dict(data: bytes, where: str) -> dict[str, Tensor]:
     """The tensors {name: tensor} of a saved state dict; raises Failed where it is anything else."""
     found = tree(data, where)
@@ -158,7 +169,17 @@ class _Builder:
             return self._tensor(value)
         if isinstance(value, Made) and value.name == "torch.Size" and value.args:
             return self.build(value.args[0], depth + 1)
+        if isinstance(value, Made) and isinstance(value.state, dict) and "_modules" in value.state:
+            return self._module(value, depth)
         return value
+
+    def _module(self, value: Made, depth: int) -> Module:
+        facts = {k: v for k, v in value.state.items() if type(k) is str and (type(v) in PLAIN or (type(v) is tuple and all(type(x) in PLAIN for x in v)))}
+        made = Module(value.name or (str(value.args[0]) if value.args else ""), facts)
+        for part in ("_parameters", "_buffers", "_modules"):
+            inner = pickles.entries(value.state.get(part)) or {}
+            made.update({str(k): self.build(v, depth + 1) for k, v in inner.items() if v is not None})
+        return made
 
     def _tensor(self, made: Made) -> Tensor:
         name, args = made.name.rsplit(".", 1)[-1], made.args

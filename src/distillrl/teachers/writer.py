@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ from distillrl.teachers.converting import policy_of
 from distillrl.teachers.fitting import Reading, see, unbounded
 from distillrl.teachers.graph import Graph, Ref, State, fold, free_number
 from distillrl.teachers.operators import ACTIVATIONS
+from distillrl.teachers.pickles import shown
 from distillrl.teachers.tracing import Tracer
+
+if TYPE_CHECKING:
+    from distillrl.teachers.tensorfiles import Module
 
 STRIDES = {8: 4, 4: 2, 3: 1}
 """The Nature CNN's strides by kernel size; a state dict doesn't hold them."""
@@ -29,6 +33,8 @@ class Weights:
 
     tensors: Mapping[str, Tensor]
     where: str
+    layers: Mapping[str, Module] = field(default_factory=dict)
+    """Modules that were saved whole, by name: their class and their settings are known then."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -60,6 +66,8 @@ class Writer:
     weights: Weights
     activation: str
     space: ActionSpace | None
+    ending: str = ""
+    """What the user says comes after the last layer of the action, such as tanh."""
     tracer: Tracer = field(init=False)
     inputs: dict[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     states: list[State] = field(default_factory=list)
@@ -89,10 +97,10 @@ class Writer:
 
     def linear(self, x: Ref, name: str) -> Ref:
         """NAME.weight and NAME.bias applied."""
-        weight = self.weights[f"{name}.weight"]
+        weight = self.weights[f"{name}.weight" if name else "weight"]
         if weight.dim() != 2 or self.tracer.shape(x)[-1] != weight.shape[1]:
             raise Failed(f"{self.weights.where}: {name}.weight is {list(weight.shape)}, what comes before it gives {self.tracer.shape(x)[-1]} numbers")
-        bias = f"{name}.bias"
+        bias = f"{name}.bias" if name else "bias"
         made = self.tracer.call("linear", x, self.constant(weight), self.constant(self.weights[bias]) if bias in self.weights else None)
         return self._titled(made, name)
 
@@ -116,14 +124,58 @@ class Writer:
                 x = self.tracer.call("flatten", x, 1)
             x = self._layer(x, f"{prefix}{k}", weight)
             following = numbers[i + 1] if i + 1 < len(numbers) else (k + 2 if open_end else k + 1)
-            if following > k + 1:
-                x = self.act(x)
+            saved = self._behind(x, f"{prefix}{k}")
+            x = saved if saved is not None else self.act(x) if following > k + 1 else x
+        return x
+
+    def _behind(self, x: Ref, name: str) -> Ref | None:
+        """What stands behind a layer of a Sequential that was saved whole, up to its next layer with weights; None where that isn't known."""
+        prefix, _, number = name.rpartition(".")
+        if prefix not in self.weights.layers or not number.isdigit() or not self.weights.layers[prefix].kind.endswith(".Sequential"):
+            return None
+        j = int(number) + 1
+        while (saved := self.weights.layers.get(f"{prefix}.{j}" if prefix else str(j))) is not None and not saved:
+            x = self._saved(x, saved)
+            j += 1
+        return x
+
+    def _saved(self, x: Ref, saved: Module) -> Ref:
+        """A layer without weights that was saved whole; a softmax is left out, as logits are what is read."""
+        kind = saved.kind.rpartition(".")[2]
+        if not saved.kind.startswith("torch.nn.modules."):
+            kind = ""
+        if kind in {"Identity", "Dropout", "Flatten", "Softmax", "LogSoftmax"}:
+            return x
+        word = next((word for word, made in ACTIVATIONS.items() if made.__name__ == kind), None)
+        setting = saved.facts.get({"LeakyReLU": "negative_slope", "ELU": "alpha", "CELU": "alpha"}.get(kind, ""))
+        usual = {"approximate": "none", "beta": 1.0, "threshold": 20.0, "min_val": -1.0, "max_val": 1.0}
+        if word is None or (kind != "ReLU6" and any(saved.facts.get(name, value) != value for name, value in usual.items())):
+            raise Missing(f"{self.weights.where}: a layer {shown(saved.kind)} is not known here; give the network's class with --model module:Class")
+        return self.tracer.call(word, x, float(setting)) if isinstance(setting, (int, float)) else self.act(x, word)
+
+    def layer(self, x: Ref, name: str) -> Ref:
+        """The layer of this name, whatever the shape of its weight says it is; an image is flattened before a matrix."""
+        weight = self.weights[f"{name}.weight" if name else "weight"]
+        if weight.dim() == 2 and len(self.tracer.shape(x)) > 2:
+            x = self.tracer.call("flatten", x, 1)
+        return self._layer(x, name, weight)
+
+    def chain(self, x: Ref, names: list[str], *, open_end: bool = False) -> Ref:
+        """Named layers in order, the activation after each but a normalisation's layer behind it, and not at a closed end."""
+        for i, name in enumerate(names):
+            x = self.layer(x, name)
+            following = self.weights[f"{names[i + 1]}.weight"].dim() if i + 1 < len(names) else (2 if open_end else 1)
+            saved = self._behind(x, name)
+            x = saved if saved is not None else self.act(x) if following > 1 else x
         return x
 
     def _layer(self, x: Ref, name: str, weight: Tensor) -> Ref:
         if weight.dim() == 2:
             return self.linear(x, name)
         if weight.dim() == 4:
+            saved = self.weights.layers.get(name)
+            if saved is not None:
+                return self._convolution(x, name, weight, saved.facts)
             stride = STRIDES.get(weight.shape[-1])
             if stride is None:
                 raise Missing(f"{self.weights.where}: {name} is a convolution of {weight.shape[-1]}×{weight.shape[-1]}, whose stride the file doesn't tell; give the class with --model module:Class")
@@ -134,6 +186,14 @@ class Writer:
             mean, var = (self.constant(self.weights[f"{name}.running_{p}"]) for p in ("mean", "var"))
             return self.tracer.call("batch_norm", x, *parts, mean, var, False, 0.0, 1e-5)
         return self.tracer.call("layer_norm", x, (int(weight.shape[0]),), *parts, 1e-5)
+
+    def _convolution(self, x: Ref, name: str, weight: Tensor, facts: Mapping[str, Any]) -> Ref:
+        """A convolution that was saved whole, with its settings."""
+        pairs = [facts.get(key) for key in ("stride", "padding", "dilation")]
+        if not all(isinstance(p, tuple) and len(p) == 2 and all(type(v) is int and 0 <= v < 1 << 12 for v in p) for p in pairs) or facts.get("groups") != 1 or facts.get("padding_mode", "zeros") != "zeros":
+            raise Missing(f"{self.weights.where}: {name} is a convolution of a kind that is not known here; give the class with --model module:Class")
+        bias = self.constant(self.weights[f"{name}.bias"]) if f"{name}.bias" in self.weights else None
+        return self.tracer.call("convolution", x, self.constant(weight), bias, *pairs, False, (0, 0), 1)
 
     def normalised(self, x: Ref, mean: Tensor, std: Tensor, clip: float | None) -> Ref:
         """(x − mean) / std, clipped."""
@@ -211,13 +271,3 @@ def check_activation(name: str) -> str:
     if name not in ACTIVATIONS and name not in {"identity", "none"}:
         raise Misconfigured(f"--format: unknown activation {name!r}{nearest(name, ACTIVATIONS)}")
     return name
-
-
-def flat(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of nested dicts and lists with its dotted name."""
-    if isinstance(value, Tensor):
-        yield prefix, value
-    elif depth < 12:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-        for name, inner in items:
-            yield from flat(inner, f"{prefix}.{name}" if prefix else str(name), depth + 1)
