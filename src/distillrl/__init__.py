@@ -3,6 +3,7 @@
     distill(teacher, env, student="mlp:16x16") → Run      the loop, in seconds
     load(path) → Player                                    any teacher or student; ``predict`` as in stable-baselines3
     evaluate(policy, env, teacher=None) → verdict          returns with intervals, on seeds that chose nothing
+    record(teacher, env, out=folder, episodes=50)          play as a data set (Minari's), to distil from without either
     report(run_folder) → path                              one page: ship it or not, and why; compare(run_folders) too
     watch({"student": policy}, options) → a film           side by side with the teacher
     export(policy, to, out) → Export                       ONNX, C, JavaScript, Python, torch; the same numbers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from distillrl.evaluation import evaluate
     from distillrl.exporting import export
     from distillrl.loading import info, load
+    from distillrl.recording import record
     from distillrl.reporting import compare, report
     from distillrl.watching import watch
 
@@ -41,11 +43,12 @@ _WHERE = {
     "evaluate": "evaluation",
     "info": "loading",
     "export": "exporting",
+    "record": "recording",
     "report": "reporting",
     "compare": "reporting",
     "watch": "watching",
 }
-__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "distill", "evaluate", "export", "info", "load", "report", "watch"]
+__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "distill", "evaluate", "export", "info", "load", "record", "report", "watch"]
 
 
 def __getattr__(name: str) -> Any:

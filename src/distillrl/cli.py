@@ -196,6 +196,32 @@ def evaluate(policy: str, teacher: str | None, episodes: int, as_json: bool, for
 
 
 @main.command(context_settings=_CONTEXT)
+@click.argument("teacher")
+@_with(_ENV_OPTIONS)
+@_with(_TEACHER_OPTIONS)
+@click.option("--episodes", type=click.IntRange(1), help="So many whole episodes.")
+@click.option("--steps", type=click.IntRange(1), help="Whole episodes until there are so many steps.")
+@click.option("--out", required=True, help="The folder that is written: a Minari data set.")
+@click.option("--sampled", is_flag=True, help="Play samples of the policy, not its most likely actions.")
+@click.option("--noise", type=float, default=0.0, help="Share of random actions; of a box, the deviation added, in halves of its range.")
+def record(teacher: str, episodes: int | None, steps: int | None, out: str, sampled: bool, noise: float, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+    r"""Record play of TEACHER as a data set, with what it says of each step: distribution, value, Q.
+
+    \b
+    distillrl record teacher.zip --env LunarLander-v3 --episodes 50 --out play
+    distillrl distill --data play --student mlp:64x64
+    """
+    from distillrl.recording import record as work
+    from distillrl.teachers import Options
+
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize)
+    done = work(teacher, env, out=out, episodes=episodes, steps=steps, seed=seed or 0, sampled=sampled, noise=noise, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
+    mean = sum(done.returns) / len(done.returns)
+    click.echo(f"{done.path}: {done.episodes:,} episodes, {done.steps:,} steps, return {mean:.1f} ({min(done.returns):.1f} … {max(done.returns):.1f})")
+    return 0
+
+
+@main.command(context_settings=_CONTEXT)
 @click.argument("policy")
 @click.option("--env", help="The environment that it is for, where its file doesn't say what it sees and does.")
 @click.option("--backend", default="auto", help="auto, gymnasium or envpool.")

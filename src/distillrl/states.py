@@ -15,7 +15,7 @@ from torch import Tensor
 from distillrl.envs import Observations, Vector
 from distillrl.errors import Failed
 from distillrl.policies import ACTION, Memory, Policy, played, to_environment
-from distillrl.records import Prediction, Rollout, Spec, over_states, tensors
+from distillrl.records import ActionSpace, Prediction, Rollout, Spec, over_states, tensors
 
 RESEED_TICKS = 4096
 """A vector that can't be replayed is reseeded about this often; checkpoints lie there."""
@@ -96,7 +96,7 @@ class Drive:
                 own, self.memory["student"] = student.act(self.obs, self.memory["student"], self.starts, ACTION)
             action = self._choose(label if ask else None, own if act else None, self._rows(by_teacher, t, who), who.sampled)
             if who.noise:
-                action = self._disturbed(action, who.noise)
+                action = disturbed(action, who.noise, self.spec.action, self.generator)
             actions.append(action)
             np.logical_not(self.ended, out=valid[t])
             starts[t] = self.starts.numpy()
@@ -146,17 +146,6 @@ class Drive:
             return played(own or label, sampled, self.generator)  # type: ignore[arg-type]  # one of them was asked
         theirs, mine = (played(p, sampled, self.generator) for p in (label, own))
         return torch.where(by_teacher.view(-1, *[1] * (mine.dim() - 1)), theirs.to(mine.dtype), mine)
-
-    def _disturbed(self, action: Tensor, noise: float) -> Tensor:
-        space, g = self.spec.action, self.generator
-        if space.kind == "box":
-            half = (torch.tensor(space.high) - torch.tensor(space.low)) / 2
-            half = torch.where(half.isfinite(), half, torch.ones_like(half)).to(action.dtype)
-            return action + noise * half * torch.empty_like(action).normal_(generator=g)
-        sizes = torch.tensor({"discrete": (space.n,), "multidiscrete": space.nvec}.get(space.kind, (2,) * space.dimensions))
-        drawn = (torch.empty(self.n, len(sizes)).uniform_(generator=g) * sizes).long().reshape(action.shape).to(action.dtype)
-        astray = (torch.empty(self.n).uniform_(generator=g) < noise).view(-1, *[1] * (action.dim() - 1))
-        return torch.where(astray, drawn, action)
 
     def _step(self, action: np.ndarray, reward: np.ndarray, ended: np.ndarray, rows: dict[str, Tensor]) -> None:
         resets = self.ended
@@ -222,6 +211,18 @@ class Drive:
             actions = [kept[int(b) - self._first :, i] for i, b in enumerate(self._began)]
             self.vector.reset()
             self.vector.restore([int(i) for i in self.index], actions, self.ended)
+
+
+def disturbed(action: Tensor, noise: float, space: ActionSpace, generator: torch.Generator) -> Tensor:
+    """The actions of n slots, [n] or [n, A], with noise in them: see ``Who.noise``."""
+    if space.kind == "box":
+        half = (torch.tensor(space.high) - torch.tensor(space.low)) / 2
+        half = torch.where(half.isfinite(), half, torch.ones_like(half)).to(action.dtype)
+        return action + noise * half * torch.empty_like(action).normal_(generator=generator)
+    n, sizes = len(action), torch.tensor({"discrete": (space.n,), "multidiscrete": space.nvec}.get(space.kind, (2,) * space.dimensions))
+    drawn = (torch.empty(n, len(sizes)).uniform_(generator=generator) * sizes).long().reshape(action.shape).to(action.dtype)
+    astray = (torch.empty(n).uniform_(generator=generator) < noise).view(-1, *[1] * (action.dim() - 1))
+    return torch.where(astray, drawn, action)
 
 
 def label_all(teacher: Policy, obs: dict[str, Tensor], wants: frozenset[str], batch: int = 4096) -> Prediction:

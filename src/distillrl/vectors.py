@@ -28,7 +28,7 @@ from distillrl.records import Spec
 from distillrl.spaces import spec_of
 
 Observations = dict[str, np.ndarray]
-STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4}
+STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4, "record": 5}
 _STREAM_BITS, _COUNTER = 28, (1 << 28) - 1
 
 
