@@ -5,7 +5,6 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
 import sys
 
 import gymnasium
@@ -132,23 +131,25 @@ def test_episodes_of_unlike_lengths_are_whole_and_in_order(tmp_path):
     assert len(set(made.lengths)) > 3
 
 
-def test_a_full_disk_and_ctrl_c_leave_nothing(tmp_path):
-    code = (
-        "import sys; sys.path.insert(0, 'tests'); from test_distillation import *; from distillrl.recording import record\n"
-        "record(steer('discrete'), lambda: Corridor(), out=sys.argv[1], episodes=int(sys.argv[2]))"
-    )
-
-    def start(episodes, **how):
-        return subprocess.Popen([sys.executable, "-c", code, tmp_path / "play", str(episodes)], stderr=subprocess.PIPE, text=True, **how)
-
-    full = start(400, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
-    assert "play can't be written" in full.communicate()[1]
+def test_a_full_disk_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(Failed, match="play can't be written: File too large"):
+            record(steer("discrete"), lambda: Corridor(), out=tmp_path / "play", episodes=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == []
-    long = start(10**7)
-    while not any(p.is_file() and p.stat().st_size > 100_000 for p in tmp_path.glob(".play.*/data/*")):
-        assert long.poll() is None
-    long.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in long.communicate()[1]
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    def stop(episodes, steps):
+        if episodes == 20:
+            assert len(os.listdir(tmp_path)) == 1
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        record(steer("discrete"), lambda: Corridor(), out=tmp_path / "play", episodes=100, show=stop)
     assert os.listdir(tmp_path) == []
 
 
@@ -188,19 +189,26 @@ class Everything(gymnasium.Env):
 
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory):
-    """A data set that minari's own collector wrote, in a local cache."""
+    """A data set that minari itself wrote, in a local cache."""
+    from minari.data_collector import EpisodeBuffer
+
     cache = tmp_path_factory.mktemp("cache")
+    env, buffers = Everything(), []
+    env.action_space.seed(0)
+    for seed in range(3):
+        seen, actions, over = [env.reset(seed=seed)[0]], [], False
+        while not over:
+            actions.append(env.action_space.sample())
+            obs, _, over, _, _ = env.step(actions[-1])
+            seen.append(obs)
+        ends = [False] * 3 + [True]
+        groups = {k: np.stack([o[k] for o in seen]) for k in seen[0]}
+        infos = {"success": np.array([False, *ends])}
+        buffers.append(EpisodeBuffer(seed, seed, None, groups, np.stack(actions), [1.0] * 4, ends, [False] * 4, infos))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(cache))
-        env = minari.DataCollector(Everything(), record_infos=True)
-        env.action_space.seed(0)
-        for seed in range(3):
-            env.reset(seed=seed)
-            over = False
-            while not over:
-                over = env.step(env.action_space.sample())[2]
-        env.create_dataset(dataset_id="things/everything-v0", algorithm_name="random")
-        env.close()
+        made = {"observation_space": env.observation_space, "action_space": env.action_space, "algorithm_name": "random"}
+        minari.create_dataset_from_buffers("things/everything-v0", buffers, **made)
     return cache
 
 

@@ -17,7 +17,7 @@ def settle(raw: Raw, source: str, form: str, spec: Spec | None = None, whose: st
     """The recording with its spaces settled; ``spec``, ``whose``, is what it must fit. Raises Failed for NaN, Misconfigured for other spaces."""
     _refuse_nan(raw, source)
     notes = list(raw.notes)
-    own = raw.spec or _inferred(raw, source, notes)
+    own = raw.spec or _inferred(raw, source, notes, free=spec is None)
     if spec is not None:
         own = _held(own, raw.spec is not None, spec, source, whose)
     obs = {k: _cast(raw.obs[k], g, f"{source}, observation {k!r}") for k, g in own.observations.items()}
@@ -51,8 +51,13 @@ def _at(row: int, lengths: np.ndarray) -> str:
 # ── inferring ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _inferred(raw: Raw, source: str, notes: list[str]) -> Spec:
-    spec = Spec({k: _group(v) for k, v in raw.obs.items()}, _action(raw.action, source, notes))
+def _inferred(raw: Raw, source: str, notes: list[str], free: bool) -> Spec:
+    """Spaces as the data shows them; where they are not ``free``, others are given and only the kinds are looked at."""
+    said: list[str] = []
+    spec = Spec({k: _group(v) for k, v in raw.obs.items()}, _action(raw.action, source, said, free))
+    if not free:
+        return spec
+    notes += said
     seen = ", ".join(f"{k}: {g}" for k, g in spec.observations.items())
     notes.append(f"no spaces are recorded; told from the data: {seen}; action {spec.action}")
     return spec
@@ -67,7 +72,7 @@ def _group(array: np.ndarray) -> Group:
     return Group(shape, "float32" if array.dtype.kind == "f" else str(array.dtype) if array.dtype.kind != "b" else "int8")
 
 
-def _action(array: np.ndarray, source: str, notes: list[str]) -> ActionSpace:
+def _action(array: np.ndarray, source: str, notes: list[str], free: bool) -> ActionSpace:
     """Whole numbers are choices, others quantities; a column of whole floats is taken for choices too, and that is said."""
     flat = array.reshape(len(array), -1)
     whole = array.dtype.kind in "iub"
@@ -80,7 +85,7 @@ def _action(array: np.ndarray, source: str, notes: list[str]) -> ActionSpace:
             low, high = -np.ones_like(low), np.ones_like(high)
         notes.append("the bounds of actions are taken from what was recorded; with --env or a teacher theirs are taken")
         return ActionSpace("box", array.shape[1:], low=tuple(map(float, low)), high=tuple(map(float, high)), dtype="float32")
-    if flat.min() < 0 or flat.max() >= MOST_CHOICES:
+    if free and (flat.min() < 0 or flat.max() >= MOST_CHOICES):
         raise Failed(f"{source}: actions are whole numbers from {int(flat.min())} to {int(flat.max())}; numbers of choices count from 0, quantities are floats")
     if flat.shape[1] == 1:
         return ActionSpace("discrete", n=int(flat.max()) + 1)

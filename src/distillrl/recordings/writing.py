@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,28 @@ MINARI_VERSION = "0.5.0"
 """The version of Minari's layout that is written."""
 
 
+class _Disk(io.FileIO):
+    """A file whose writes never raise: HDF5 can't take a full disk without leaving its process in disorder. ``failed`` tells of it."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size, view = len(data), memoryview(data)
+        try:
+            while self.failed is None and len(view):
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.failed = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = error
+            return size or 0
+
+
 class Writer:
     """``with Writer(out, …) as writer: writer.add(…)``. Whatever ends the block early (Ctrl-C, a full disk) leaves nothing at ``out``."""
 
@@ -37,14 +60,17 @@ class Writer:
         self.episodes = self.steps = 0
         self._h5py, self._file = h5py, None
         self._folder = Path()
+        self._disk: _Disk | None = None
 
     def __enter__(self) -> Writer:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}."))
             (self._folder / "data").mkdir()
-            self._file = self._h5py.File(self._folder / "data" / MAIN, "w", track_order=True)
+            self._disk = _Disk(self._folder / "data" / MAIN, "w+")
+            self._file = self._h5py.File(self._disk, "w", track_order=True)
         except OSError as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise Failed(f"{self.out} can't be written: {error.strerror or error}") from None
         return self
 
@@ -68,16 +94,18 @@ class Writer:
                 _keep(group, f"infos/{name}", array)
         except (OSError, RuntimeError, ValueError) as error:
             raise Failed(f"{self.out} can't be written: {error}") from None
+        self._check()
         self.episodes, self.steps = self.episodes + 1, self.steps + length
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self._close()
             if kind is None:
+                self._check()
                 self._publish()
-        except (OSError, RuntimeError) as failed:
+        except (OSError, RuntimeError, ValueError) as failed:
             if kind is None:
-                raise Failed(f"{self.out} can't be written: {failed}") from None
+                raise Failed(f"{self.out} can't be written: {getattr(failed, 'strerror', None) or failed}") from None
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -88,10 +116,16 @@ class Writer:
             return {f"observations/_index_{k}": v for k, v in obs.items()}
         return {"observations": next(iter(obs.values()))}
 
+    def _check(self) -> None:
+        if self._disk is not None and self._disk.failed is not None:
+            raise Failed(f"{self.out} can't be written: {self._disk.failed.strerror or self._disk.failed}")
+
     def _close(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
+        if self._disk is not None:
+            self._disk.close()
 
     def _publish(self) -> None:
         """Metadata last; then the folder takes its name in one step."""
