@@ -160,6 +160,7 @@ OPERATORS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "clipped": ([("Clip", ["obs", "low", "high"], ["a"], {}), ("MatMul", ["a", "w"], ["b"], {}), ("Clip", ["b", "low", "high"], ["actions"], {})], {}),
     "reduced": ([("ReduceMean", ["obs"], ["a"], {"axes": [1]}), ("Sub", ["obs", "a"], ["b"], {}), ("Pow", ["b", "two"], ["d"], {}), ("ReduceMean", ["d"], ["e"], {"axes": [1]}), ("Sqrt", ["e"], ["f"], {}), ("Add", ["f", "high"], ["g"], {}), ("Div", ["b", "g"], ["h"], {}), ("MatMul", ["h", "w"], ["actions"], {})], {}),
     "shape_of": ([("Shape", ["obs"], ["a"], {}), ("Gather", ["a", "first"], ["b"], {}), ("Unsqueeze", ["b", "zero"], ["d"], {}), ("Concat", ["d", "minus"], ["e"], {"axis": 0}), ("Reshape", ["obs", "e"], ["f"], {}), ("MatMul", ["f", "w"], ["actions"], {})], {}),
+    "arithmetic": ([("Shape", ["obs"], ["a"], {}), ("Gather", ["a", "first1"], ["b"], {}), ("Mul", ["b", "two_whole"], ["d"], {}), ("Mod", ["d", "four"], ["e"], {}), ("Sub", ["e", "one"], ["f"], {}), ("Slice", ["obs", "zero", "four", "f"], ["g"], {}), ("MatMul", ["g", "w"], ["h"], {}), ("Atan", ["h"], ["actions"], {})], {}),
     "split": ([("MatMul", ["obs", "w4"], ["a"], {}), ("Split", ["a"], ["b", "d"], {"axis": 1}), ("Tanh", ["b"], ["actions"], {})], {}),
     "chosen": ([("Greater", ["obs", "low"], ["a"], {}), ("Where", ["a", "obs", "m"], ["b"], {}), ("Transpose", ["b"], ["d"], {"perm": [0, 1]}), ("Gather", ["d", "order"], ["e"], {"axis": 1}), ("MatMul", ["e", "w"], ["actions"], {})], {}),
 }  # fmt: skip
@@ -167,7 +168,7 @@ CONSTANTS = {
     "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2), "w4": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "c": np.array([0.1, -0.2], np.float32),
     "m": np.array([[0.5, -1, 2]], np.float32), "s": np.array([[2, 0.5, 1]], np.float32), "shape13": np.array([1, 3]), "zero": np.array([0]), "one": np.array([1]),
     "four": np.array([4]), "extra": np.array([[7, 8]], np.float32), "low": np.float32(-0.5), "high": np.float32(0.6), "two": np.float32(2), "first": np.array(0),
-    "minus": np.array([-1]), "order": np.array([2, 0, -2]),
+    "minus": np.array([-1]), "first1": np.array([1]), "two_whole": np.array([2]), "order": np.array([2, 0, -2]),
 }  # fmt: skip
 
 
@@ -183,6 +184,29 @@ def test_operators_as_onnxruntime_runs_them(tmp_path: Path, name: str) -> None:
     theirs = np.concatenate([session.run(None, {"obs": x[i : i + 1].numpy()})[0] for i in range(9)])
     with torch.inference_mode():
         assert policy.act({"obs": x}, {}, None)[0].action.mode.numpy() == pytest.approx(theirs, abs=1e-5)
+
+
+def test_what_only_unread_outputs_need_is_passed_over(tmp_path: Path) -> None:
+    """Unity ML-Agents' files give a sampled action, a version and sizes beside the action that is played."""
+    nodes = [("MatMul", ["obs", "w"], ["deterministic_continuous_actions"], {}), ("RandomNormalLike", ["deterministic_continuous_actions"], ["noise"], {}),
+             ("Add", ["deterministic_continuous_actions", "noise"], ["continuous_actions"], {}), ("Identity", ["version"], ["version_number"], {})]  # fmt: skip
+    path = saved(tmp_path / "p.onnx", nodes, {"obs": [1, 3]}, {"version_number": [1], "continuous_actions": [1, 2], "deterministic_continuous_actions": [1, 2]}, {"w": CONSTANTS["w"], "version": np.array([3], np.float32)})
+    policy = load(path, Options(), box(3, 2))
+    assert isinstance(policy, Network)
+    assert any("not read: its outputs version_number, continuous_actions" in n for n in policy.info["notes"])
+    x = torch.randn(5, 3)
+    assert policy.act({"obs": x}, {}, None)[0].action.mode.numpy() == pytest.approx(x.numpy() @ CONSTANTS["w"], abs=1e-5)
+
+
+def test_double_precision_that_onnxruntime_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "p.onnx"
+    h, t = onnx.helper, onnx.TensorProto
+    graph = h.make_graph([h.make_node("Elu", ["obs"], ["a"]), h.make_node("MatMul", ["a", "w"], ["actions"])], "g", [h.make_tensor_value_info("obs", t.DOUBLE, [1, 3])], [h.make_tensor_value_info("actions", t.DOUBLE, [1, 2])], [onnx.numpy_helper.from_array(CONSTANTS["w"].astype(np.float64), "w")])
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
+    policy = load(path, Options(), box(3, 2))
+    x = torch.randn(5, 3)
+    assert torch.allclose(policy.act({"obs": x}, {}, None)[0].action.mode.double(), torch.nn.functional.elu(x.double()) @ torch.tensor(CONSTANTS["w"]).double(), atol=1e-6)
+    assert any("not compared with onnxruntime" in n for n in policy.info["notes"])
 
 
 def test_one_state_without_a_batch(tmp_path: Path) -> None:

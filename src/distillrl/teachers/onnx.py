@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillrl.errors import Failed, Missing
+from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.records import Spec
 from distillrl.teachers.converting import TOLERANCE, policy_of
 from distillrl.teachers.fitting import read, see
@@ -64,14 +65,30 @@ def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
     info = {"format": TITLE, "producer": model.producer, "opset": model.opset, "metadata": model.metadata, "operators": sorted({n.op for n in model.nodes})}
     notes: list[str] = []
     try:
-        graph = convert(model, pairs, notes)
+        graph = _turned(model, pairs, spec, who, notes)
     except Missing as reason:
         from distillrl.teachers.onnx_runtime import load_runtime
 
-        return load_runtime(path, model, pairs, options.sees, spec, {**info, "notes": [*notes, f"run by onnxruntime: {reason}"]}, options.trust)
+        return load_runtime(path, model, pairs, options.sees, spec, {**info, "notes": [f"run by onnxruntime: {reason}"]}, options.trust)
     seen = see(graph.inputs, spec, options.sees, who)
     reading = read(outputs_of(graph), spec.action if spec else None, who)
     return policy_of(graph, seen, reading, {**info, "notes": notes}, len(spec.observations) if spec else 1)
+
+
+def _turned(model: Model, pairs: Mapping[str, str], spec: Spec | None, who: str, notes: list[str]) -> Graph:
+    """The graph of all outputs, or of those that are read where only the others (a sampled action, a version) can't be turned. Raises Missing."""
+    try:
+        return convert(model, pairs, notes)
+    except Missing as reason:
+        makers = {o: n.op for n in model.nodes for o in n.outputs}
+        with contextlib.suppress(Misconfigured, Missing, Failed):
+            reading = read({n: (*s, makers.get(n, "")) for n, s in model.outputs.items() if n not in pairs.values()}, spec.action if spec else None, who)
+            kept = {reading.action, reading.spread, reading.value, reading.q, *pairs.values()}
+            if any(name not in kept for name in model.outputs):
+                graph = convert(replace(model, outputs={n: s for n, s in model.outputs.items() if n in kept}), pairs, notes)
+                notes += [n for n in reading.notes if n.startswith("not read")]
+                return graph
+        raise reason from None
 
 
 def convert(model: Model, pairs: Mapping[str, str], notes: list[str]) -> Graph:
@@ -114,16 +131,30 @@ def _converted(model: Model, pairs: Mapping[str, str], notes: list[str], state_a
             if node.op not in LOWER or node.domain not in {"", "ai.onnx"}:
                 raise Missing(f"the ONNX operator {node.domain + '.' if node.domain else ''}{node.op} is not a simple one")
             refs = [None if not name else _ref(tracer, name) for name in node.inputs]
+            before = len(tracer.nodes)
             LOWER[node.op](Step(tracer, node.op, refs, node.options, node.outputs, model.opset, integers))
+            if all(ref is None or ref.name in tracer.constants for ref in refs) and len(tracer.nodes) > before:
+                _settled(tracer, node.outputs, before, integers)
     outputs = {name: name for name in model.outputs if name not in pairs.values() and name in tracer.values}
     single = tracer.graph(inputs, outputs, tuple(states))
-    _compared(model, single, 3 if model.batch_free else 1)
+    _compared(model, single, 3 if model.batch_free else 1, notes)
     graph = widen(single)
     if graph is None:
         raise Missing("its batch of one can't be widened")
     if not model.batch_free and agrees(graph, single) > TOLERANCE:
         raise Missing("its batch of one can't be widened without changing its answers")
     return fold(graph)
+
+
+def _settled(tracer: Tracer, outputs: tuple[str, ...], before: int, integers: dict[str, list[int]]) -> None:
+    """Whole numbers that follow from constants alone are constants: an exporter's arithmetic on shapes."""
+    values = [tracer.values[name] for name in outputs if isinstance(tracer.values.get(name), Tensor)]
+    if any(v.is_floating_point() or v.numel() > 64 or tracer.batch in v.shape for v in values):
+        return
+    del tracer.nodes[before:]
+    for name, value in zip(outputs, values, strict=False):
+        tracer.constant(value, name)
+        integers[name] = [int(v) for v in value.reshape(-1).tolist()]
 
 
 def _ref(tracer: Tracer, name: str) -> Any:
@@ -150,7 +181,7 @@ def _needed(model: Model) -> set[str]:
     return alive
 
 
-def _compared(model: Model, graph: Graph, n: int) -> None:
+def _compared(model: Model, graph: Graph, n: int, notes: list[str]) -> None:
     """Run both on random inputs and compare each value; without onnxruntime nothing is compared."""
     try:
         import onnxruntime
@@ -160,7 +191,13 @@ def _compared(model: Model, graph: Graph, n: int) -> None:
     wanted = [name for node in graph.nodes for name in node.outputs if name in model.values]
     if not wanted:
         return
-    session = open_session(onnxruntime, model.with_outputs(wanted), fast=True)
+    try:
+        session = open_session(onnxruntime, model.with_outputs(wanted), fast=True)
+    except Failed as reason:
+        if "NOT_IMPLEMENTED" not in str(reason):
+            raise
+        notes.append(f"not compared with onnxruntime, which can't run it in these numbers ({str(reason).rpartition(' : ')[2][:120]})")
+        return
     feed = {}
     for item in session.get_inputs():
         value = made[item.name] if item.name in made else torch.ones((n, *model.inputs[item.name].state), dtype=model.inputs[item.name].dtype)

@@ -92,6 +92,17 @@ def _binary(op: str) -> Callable[[Step], None]:
     return lower
 
 
+def _mod(s: Step) -> None:
+    if s.options.get("fmod", 0):
+        raise Missing("the ONNX operator Mod with fmod is not a simple one")
+    a, b = s.x(0), s.x(1)
+    known = [s.integers.get(r.name) for r in (a, b)]
+    left, right = (k if k is not None else s.tracer.constants[r.name].reshape(-1).tolist() if r.name in s.tracer.constants else None for k, r in zip(known, (a, b), strict=True))
+    if any(k is not None for k in known) and left and right and 0 not in right:
+        return s.known([x % right[i if len(right) > 1 else 0] for i, x in enumerate(left)])
+    s.call("remainder", a, b)
+
+
 def _gemm(s: Step) -> None:
     a, alpha, beta = s.x(0), float(s.options.get("alpha", 1.0)), float(s.options.get("beta", 1.0))
     if s.options.get("transA", 0):
@@ -404,12 +415,13 @@ LOWER: dict[str, Callable[[Step], None]] = {
         "Tanh": "tanh", "Relu": "relu", "Sigmoid": "sigmoid", "Softplus": "softplus", "Softsign": "softsign", "Mish": "mish", "HardSwish": "hardswish",
         "Swish": "silu", "Neg": "neg", "Sqrt": "sqrt", "Exp": "exp", "Log": "log", "Abs": "abs", "Erf": "erf", "Reciprocal": "reciprocal", "Sin": "sin",
         "Cos": "cos", "Floor": "floor", "Ceil": "ceil", "Sign": "sign", "Not": "logical_not", "Round": "round", "Atanh": "atanh",
+        "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh",
     }.items()},
     **{o: _binary(t) for o, t in {
         "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Equal": "eq", "Greater": "gt", "Less": "lt",
         "GreaterOrEqual": "ge", "LessOrEqual": "le", "And": "logical_and", "Or": "logical_or",
     }.items()},
-    "Gemm": _gemm, "MatMul": _matmul, "Clip": _clip, "Softmax": _softmax("softmax"), "LogSoftmax": _softmax("log_softmax"), "Cast": _cast, "Concat": _concat,
+    "Gemm": _gemm, "Mod": _mod, "MatMul": _matmul, "Clip": _clip, "Softmax": _softmax("softmax"), "LogSoftmax": _softmax("log_softmax"), "Cast": _cast, "Concat": _concat,
     "Slice": _slice, "Split": _split, "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Transpose": _transpose,
     "Gather": _gather, "Shape": _shape, "ConstantOfShape": _constant_of_shape, "Expand": _expand, "ReduceMean": _reduce("mean"), "ReduceSum": _reduce("sum"),
     "ReduceMax": _reduce("amax"), "ReduceMin": _reduce("amin"), "ReduceL2": _reduce("norm"), "ArgMax": _argmax, "Conv": _conv, "MaxPool": _pool("max_pool2d"),
