@@ -1,4 +1,8 @@
-"""Labelled rollouts in time order, in tensors that grow by doubling; batches are drawn from their valid, labelled states."""
+"""Labelled rollouts in time order, each observation once; batches are drawn from their valid, labelled states.
+
+What a student remembers of earlier observations (a stack of frames, a delay) is made when a state is drawn, of the rows
+before it, so that a frame lies here once however many stacks it is part of.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillrl.actions import Categorical
+from distillrl.policies import Memory
 from distillrl.records import Batch, Prediction, Rollout, over_states, tensors, with_tensors
+from distillrl.senses import Sense
+from distillrl.storage import Storage
 
 NEXT = "next_obs."
 """Before the name of an observation group in a batch's ``extra``: as it was in the state that followed."""
+NEXT_MEMORY = "next_memory."
+"""Before the name of a part of the memory with which the student came to that state."""
+IMAGE = 1024
+"""Bytes of a group of 8-bit numbers from which on it is an image: labels beside images are kept as float16."""
+HALF = ("teacher.action.logits", "teacher.features.")
 
 
 class Dataset:
     """Rows of time, ``[steps, N, ...]``: row t + 1 is what followed row t, except where ``starts``.
 
-    ``keep`` is "all" (Ross 2011: aggregate) or "round" (nothing but the last rollout). State: the rows.
+    ``keep`` is "all" (Ross 2011: aggregate) or "round" (nothing but the last rollout, and what its first states remember).
+    ``expected``: how many rows there will be, for which room is made at once; more than that grow by doubling.
+    ``sense``: the student's, where its memory is a function of the last observations. State: the rows.
     """
 
-    def __init__(self, keep: str = "all") -> None:
-        self.keep = keep
+    def __init__(self, keep: str = "all", expected: int = 0, storage: Storage | None = None) -> None:
+        self.keep, self.expected = keep, expected
+        self.storage = storage or Storage()
+        self.sense: Sense | None = None
         self.steps = 0
         self.rows = torch.empty(0, dtype=torch.int64)
         """Flat indices (step · N + slot) of the states that may be drawn."""
@@ -43,12 +60,15 @@ class Dataset:
             if getattr(rollout, name) is not None:
                 chunk[name] = getattr(rollout, name)
         chunk.update({f"extra.{k}": v for k, v in rollout.extra.items()})
+        if self.heavy or any(v.dtype == torch.uint8 and v[0, 0].numel() >= IMAGE for v in rollout.obs.values()):
+            one = isinstance(rollout.teacher.action, Categorical)
+            chunk = {name: _half(value, one and name.endswith("logits")) if name.startswith(HALF) else value for name, value in chunk.items()}
         drawable = (rollout.valid & rollout.labelled).reshape(-1).nonzero().squeeze(-1)
         self._extend(chunk, drawable, length, slots, fresh=rollout.fresh)
 
     def _extend(self, chunk: Mapping[str, Tensor], drawable: Tensor, length: int, slots: int, fresh: bool) -> None:
         if self.keep == "round":
-            self.steps, self.rows = 0, self.rows[:0]
+            self._forget()
         elif fresh and self.steps:
             self.steps += 1  # the row that holds the last observations of what was cut stays as it is, never drawn
         for name, value in chunk.items():
@@ -56,15 +76,29 @@ class Dataset:
         self.rows = torch.cat([self.rows, drawable + self.steps * slots])
         self.steps += length
 
+    def _forget(self) -> None:
+        """Keep only the last rows, which the next ones remember."""
+        kept = min(self.steps, (self.sense.window or 0) + 1) if self.sense is not None else 0
+        for value in self._store.values():
+            value[:kept] = value[self.steps - kept : self.steps].clone()
+        self.steps, self.rows = kept, self.rows[:0]
+
     def _room(self, name: str, like: Tensor, rows: int) -> Tensor:
         old = self._store.get(name)
         if old is None or len(old) < rows:
-            make = torch.ones if name == "weight" else torch.zeros  # states from before there were weights count once
-            new = make((max(rows, 2 * (0 if old is None else len(old))), *like.shape[1:]), dtype=like.dtype)
+            length = max(rows, self.expected if self.keep == "all" else 0, 0 if old is None else 2 * len(old))
+            new = self.storage.make(name, (length, *like.shape[1:]), like.dtype)
+            if name == "weight":
+                new.fill_(1)  # states from before there were weights count once
             if old is not None:
                 new[: len(old)] = old
             self._store[name] = old = new
         return old
+
+    @property
+    def heavy(self) -> bool:
+        """Whether its observations are images, of which only a batch at a time is drawn."""
+        return any(v.dtype == torch.uint8 and v[0, 0].numel() >= IMAGE for k, v in self._store.items() if k.startswith("obs."))
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """A batch of ``count`` states, uniformly and with replacement."""
@@ -74,12 +108,14 @@ class Dataset:
         """The batch of these flat row numbers [B]; ``ahead``: with the next observations too, or those ``extra.next_offset`` steps on."""
         assert self._teacher is not None, "nothing was appended"
         taken = {name: value.flatten(0, 1).index_select(0, rows) for name, value in self._store.items()}
+        taken = {name: value.float() if value.dtype == torch.float16 else value for name, value in taken.items()}
         teacher = with_tensors(self._teacher, {k[8:]: v for k, v in taken.items() if k.startswith("teacher.")})
         extra = {k[6:]: v for k, v in taken.items() if k.startswith("extra.")}
         if ahead:
             slots = next(iter(self._store.values())).shape[1]
             later = rows + slots * extra.get("next_offset", 1)
             extra |= {NEXT + k[4:]: v.flatten(0, 1).index_select(0, later) for k, v in self._store.items() if k.startswith("obs.")}
+            extra |= {NEXT_MEMORY + k: v for k, v in self.remembered(later).items()}
         return Batch(
             obs={k[4:]: v for k, v in taken.items() if k.startswith("obs.")},
             teacher=teacher,
@@ -91,8 +127,21 @@ class Dataset:
             starts=taken.get("starts"),
             behaviour_log_prob=taken.get("behaviour_log_prob"),
             task=taken.get("task"),
+            memory=self.remembered(rows),
             extra=extra,
         )
+
+    def remembered(self, rows: Tensor) -> Memory:
+        """The memory with which the student comes to these states [B], {name: [B, ...]}; empty where it has none, or one without bound."""
+        if self.sense is None or not self.sense.window:
+            return {}
+        back = torch.arange(-self.sense.window - 1, 1)
+        slots = self._store["starts"].shape[1]
+        places = torch.maximum(rows.unsqueeze(-1) + slots * back, (rows % slots).unsqueeze(-1))
+        starts = self._store["starts"].flatten().index_select(0, places[:, 1:].flatten()).view(len(rows), -1)
+        earlier = places[:, :-1].flatten()
+        obs = {k[4:]: v.flatten(0, 1).index_select(0, earlier).unflatten(0, starts.shape) for k, v in self._store.items() if k.startswith("obs.")}
+        return self.sense.recall(obs, starts)
 
     def sequences(self, length: int, count: int, burn_in: int, generator: torch.Generator) -> Batch:
         """``count`` stretches of consecutive steps, [T, B, ...] with T = ``length`` (or all, where there are fewer), drawn uniformly.
@@ -105,7 +154,7 @@ class Dataset:
         begin = torch.randint(self.steps - length + 1, (count,), generator=generator)
         slot = torch.randint(slots, (count,), generator=generator)
         rows = (begin + torch.arange(length).unsqueeze(-1)) * slots + slot
-        batch = over_states(lambda x: x.unflatten(0, (length, count)), self.at(rows.flatten()))
+        batch = over_states(lambda x: x.unflatten(0, (length, count)), replace(self.at(rows.flatten()), memory={}))
         assert batch.starts is not None
         drawable = torch.zeros(self.steps * slots)
         drawable[self.rows] = 1
@@ -118,7 +167,7 @@ class Dataset:
     def in_order(self) -> Batch:
         """Everything, [steps, N, ...], also what may not be drawn."""
         slots = self._store["starts"].shape[1]
-        return over_states(lambda x: x.unflatten(0, (self.steps, slots)), self.at(torch.arange(self.steps * slots)))
+        return over_states(lambda x: x.unflatten(0, (self.steps, slots)), replace(self.at(torch.arange(self.steps * slots)), memory={}))
 
     def since(self, step: int) -> dict[str, Tensor]:
         """The rows from a step on, for an append-only checkpoint; ``restore`` takes all such parts in order."""
@@ -140,5 +189,13 @@ class Dataset:
             self.steps = begin + length
 
     def summary(self) -> dict[str, Any]:
-        """Sizes, for a log."""
-        return {"states": len(self), "bytes": sum(v.numel() * v.element_size() for v in self._store.values())}
+        """Sizes, for a log: the states that may be drawn, and the bytes of all rows so far."""
+        rows = min(self.steps + 1, min(map(len, self._store.values()), default=0))
+        return {"states": len(self), "bytes": sum(v[:rows].numel() * v.element_size() for v in self._store.values())}
+
+
+def _half(value: Tensor, differences: bool) -> Tensor:
+    """As float16; where only its differences count, the greatest is made 0 first."""
+    if differences:
+        value = value - value.amax(-1, keepdim=True)
+    return value.clamp(-6e4, 6e4).half()

@@ -18,6 +18,7 @@ import distillrl
 from distillrl import advantages, artifact, diagnosis, envs, evaluation, learn, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.config import Config
+from distillrl.dataset import Dataset
 from distillrl.errors import DistillError, Failed, Misconfigured
 from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement
 from distillrl.records import Progress, Rollout, over_states
@@ -28,6 +29,8 @@ from distillrl.settling import Setup, State, all_wants, begin, enter_phase, exam
 from distillrl.states import Who, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
+AGREEMENT_STATES = 1024
+"""States whose agreement is measured at once."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,8 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
-        same = _agreement(state.gradient.averaged, rollout)
         state.dataset.append(rollout)
+        same = _agreement(state.gradient.averaged, rollout, state.dataset)
         count = int(rollout.valid.sum())
         state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + count, budget=setup.config.env_steps)
         learnt = state.gradient.learn(state.dataset, state.progress)
@@ -227,14 +230,21 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
 
 
 @torch.inference_mode()
-def _agreement(student: Policy, rollout: Rollout) -> float:
-    """Share of the round's states in which student (as it was) and teacher choose the same; from memoryless predictions."""
-    obs = {k: v[:-1].flatten(0, 1) for k, v in rollout.obs.items()}
-    prediction, _ = student.act(obs, {}, None, ACTION)
+def _agreement(student: Policy, rollout: Rollout, dataset: Dataset) -> float:
+    """Share of the round's states, the rollout just appended, in which student (as it was) and teacher choose the same.
+
+    Exact where the student's memory is a function of the last observations; another kind of memory is left out.
+    """
     assert rollout.teacher is not None
+    length, slots = rollout.valid.shape
     label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
-    same = agreement(prediction, label)
-    return float(same[rollout.valid.flatten()].float().mean())
+    valid, first, same = rollout.valid.flatten(), (dataset.steps - length) * slots, []
+    for part in torch.arange(length * slots).split(AGREEMENT_STATES):
+        obs = {k: v[:-1].flatten(0, 1)[part] for k, v in rollout.obs.items()}
+        memory = dataset.remembered(first + part)
+        prediction, _ = student.act(obs, memory, rollout.starts.flatten()[part] if memory else None, ACTION)
+        same.append(agreement(prediction, over_states(lambda x, part=part: x[part], label)))
+    return float(torch.cat(same)[valid].float().mean())
 
 
 # ── selecting ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -59,6 +59,7 @@ class Delay(nn.Module):
     def __init__(self, steps: int, names: Iterable[str]) -> None:
         super().__init__()
         self.steps, self.names = int(steps), tuple(names)
+        self.window = self.steps
         self._groups: dict[str, Group] = {}
 
     def options(self) -> dict[str, Any]:

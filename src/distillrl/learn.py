@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillrl.dataset import NEXT, Dataset
+from distillrl.dataset import NEXT, NEXT_MEMORY, Dataset
 from distillrl.errors import Failed, Misconfigured
 from distillrl.policies import as_words
 from distillrl.records import Batch, Prediction, Progress, over_states
+from distillrl.senses import window_of
 
 DOMINATES = 100.0
 """Ratio of two terms' gradients above which a run warns."""
@@ -78,7 +79,7 @@ class Gradient:
         self._slow = [p.detach() for _, p in self.averaged.named_parameters()]
         self._wants = as_words(frozenset().union(*(t.wants for t in terms)), "student")
         self._ahead = frozenset(w for t in terms for w in t.wants if w in {"next", "next_target"})
-        self._remembers = bool(self.student.init(1))
+        self._remembers = window_of(self.student) is None
         if self._remembers and self._ahead:
             raise Misconfigured("a term that looks at the next state needs a student without memory; take an mlp, or other terms")
         self._target = copy.deepcopy(student) if "next_target" in self._ahead else None
@@ -91,9 +92,13 @@ class Gradient:
         """
         weights = [(t, t.weight(progress)) for t in self.terms]
         sums = torch.zeros(len(weights))
-        drawn = None if self._remembers else self._draw(dataset, self.updates * self.batch, progress)
+        self.student.train()
+        drawn = None if self._remembers or dataset.heavy else self._draw(dataset, self.updates * self.batch, progress)
         for u in range(self.updates):
-            batch = self._draw(dataset, 2 * self.batch, progress) if drawn is None else self._foreseen(_part(drawn, u * self.batch, (u + 1) * self.batch))
+            if drawn is not None:
+                batch = self._foreseen(_part(drawn, u * self.batch, (u + 1) * self.batch))
+            else:
+                batch = self._foreseen(self._draw(dataset, self.batch * (2 if self._remembers else 1), progress))
             prediction = self._predict(batch)
             losses = _weighted(prediction, batch, weights)
             total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -103,6 +108,7 @@ class Gradient:
             self._step_adversaries(prediction, batch)
             sums += torch.stack([x.detach() for x in losses])
             self._follow()
+        self.student.eval()
         means = sums / max(1, self.updates)
         if not bool(torch.isfinite(means).all()):
             bad = self.terms[int((~torch.isfinite(means)).nonzero()[0])].name
@@ -144,8 +150,9 @@ class Gradient:
         if not self._ahead:
             return batch
         obs = {name[len(NEXT) :]: value for name, value in batch.extra.items() if name.startswith(NEXT)}
-        mine = self.student.act(obs, {}, None, self._wants)[0]
-        slow = None if self._target is None else self._target.act(obs, {}, None, self._wants)[0]
+        memory = {name[len(NEXT_MEMORY) :]: value for name, value in batch.extra.items() if name.startswith(NEXT_MEMORY)}
+        mine = self.student.act(obs, memory, None, self._wants)[0]
+        slow = None if self._target is None else self._target.act(obs, memory, None, self._wants)[0]
         return replace(batch, next=mine, next_target=slow)
 
     def _step_adversaries(self, prediction: Prediction, batch: Batch) -> None:

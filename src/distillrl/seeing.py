@@ -13,12 +13,19 @@ from typing import Any
 
 from distillrl.errors import Misconfigured, nearest
 from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
+from distillrl.images import Crop, Grey, Jitter, Resize, images, is_image
 from distillrl.records import Group
 from distillrl.senses import Pick, Sense, Stack, one_hot_where_needed
 
 _PLACES = re.compile(r"\s*(\d+)(?:-(\d+))?\s*")
 _LONGEST = 1 << 20
-EXAMPLE = "'drop=2,3,5, stack=4', 'pick=0,1,4-7', 'group=policy', 'delay=2', 'clip=5', 'noise=0.1', 'quantise=0.01' or 'normalise'"
+EXAMPLE = (
+    "'drop=2,3,5, stack=4', 'pick=0,1,4-7', 'group=policy', 'delay=2', 'clip=5', 'noise=0.1', 'quantise=0.01', 'normalise', "
+    "or of images 'render, crop=0-299, grey, resize=84, stack=4, jitter=0.2'"
+)
+RENDER = "render"
+"""The group that any environment gives that can draw itself: its picture of this moment, where someone reads it."""
+_BARE = {"normalise", "grey", RENDER}
 
 
 def split(text: str) -> list[tuple[str, str]]:
@@ -32,7 +39,7 @@ def split(text: str) -> list[tuple[str, str]]:
         word = word.strip()
         if word not in _WORDS:
             raise Misconfigured(f"--see {text!r}: unknown step {word!r}{nearest(word, _WORDS)}; write it as {EXAMPLE}")
-        if bool(equals) != (word != "normalise") or bool(value.strip()) != bool(equals):
+        if bool(equals) != (word not in _BARE) or bool(value.strip()) != bool(equals):
             raise Misconfigured(f"--see {text!r}: {part.strip()!r} was given; {_WORDS[word][1]} is right")
         parts.append([word, value.strip()])
     return [(word, value) for word, value in parts]
@@ -47,8 +54,11 @@ def parse(text: str, observations: Mapping[str, Group]) -> Sense:
     steps: list[Any] = []
     groups = dict(observations)
     expanded = False
-    for word, value in split(text):
-        if word != "group" and not expanded:
+    words = split(text)
+    if "jitter" in (order := [word for word, _ in words]) and "stack" in order[order.index("jitter") :]:
+        raise Misconfigured(f"--see {text!r}: jitter comes after stack, so that all frames of a stack are changed alike")
+    for word, value in words:
+        if word not in {"group", RENDER} and not expanded:
             expanded = True
             groups = _add(steps, one_hot_where_needed(groups), groups)
         try:
@@ -58,6 +68,14 @@ def parse(text: str, observations: Mapping[str, Group]) -> Sense:
     if not expanded:
         _add(steps, one_hot_where_needed(groups), groups)
     return Sense(observations, steps)
+
+
+def named(text: str | None) -> frozenset[str]:
+    """The groups that a ``--see`` names by ``group=`` or as ``render``; an environment is asked for those that it gives only on demand."""
+    found: set[str] = set()
+    for word, value in split(text) if text is not None else []:
+        found |= {RENDER} if word == RENDER else {name.strip() for name in value.split("+")} if word == "group" else set()
+    return frozenset(found)
 
 
 def needed(text: str | None, observations: Mapping[str, Group]) -> frozenset[str]:
@@ -74,6 +92,23 @@ def _add(steps: list[Any], more: list[Any], groups: dict[str, Group]) -> dict[st
 
 def _picked_groups(value: str, groups: Mapping[str, Group]) -> list[Any]:
     return [Pick([name.strip() for name in value.split("+")])]
+
+
+def _crop(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    ranges = []
+    for part in value.split("x"):
+        found = _PLACES.fullmatch(part)
+        if found is None or len(value.split("x")) > 2:
+            raise Misconfigured(f"crop={value}: rows such as crop=34-193, or rows and columns such as crop=34-193x8-151, are right")
+        ranges.append((int(found[1]), int(found[2] or found[1]) + 1))
+    return [Crop(ranges[0], ranges[1] if len(ranges) == 2 else None, images(groups, "crop"))]
+
+
+def _resize(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    sides, _, method = value.partition(":")
+    height, cross, width = sides.partition("x")
+    numbers = [_whole("resize", n.strip(), 1, 4096) for n in (height, width if cross else height)]
+    return [Resize(numbers[0], numbers[1], method.strip() or "area", images(groups, "resize"))]
 
 
 def _places(value: str, groups: Mapping[str, Group]) -> tuple[str, list[int]]:
@@ -109,8 +144,14 @@ def _stack(value: str, groups: Mapping[str, Group]) -> list[Any]:
     count = _whole("stack", value, 2, 64)
     if scalars := [k for k, g in groups.items() if not g.shape]:
         raise Misconfigured(f"the group {scalars[0]!r} is a single number without an axis to stack along; leave it out with group=")
+    if flat := [k for k, g in groups.items() if len(g.shape) == 2 and is_image(g)]:
+        raise Misconfigured(f"the group {flat[0]!r} is an image without channels ({groups[flat[0]]}): stack it in the environment, with gymnasium's FrameStackObservation")
     axes = {k: 0 if len(g.shape) == 3 and g.shape[0] < g.shape[-1] else -1 for k, g in groups.items()}
     return [Stack(count, {k: g.shape for k, g in groups.items()}, axes, {k: g.dtype for k, g in groups.items()})]
+
+
+def _jitter(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    return [Jitter(_real("jitter", value), images(groups, "jitter"))]
 
 
 def _numbers(groups: Mapping[str, Group]) -> list[str]:
@@ -133,6 +174,11 @@ def _real(word: str, value: str) -> float:
 _Make = Callable[[str, Mapping[str, Group]], list[Any]]
 _WORDS: dict[str, tuple[_Make, str]] = {
     "group": (_picked_groups, "group=NAME, or group=NAME+NAME"),
+    RENDER: (lambda _value, groups: _picked_groups(RENDER, groups), "render"),
+    "crop": (_crop, "crop=34-193, or crop=34-193x8-151 (rows x columns)"),
+    "grey": (lambda _value, groups: [Grey(images(groups, "grey"))], "grey"),
+    "resize": (_resize, "resize=84, resize=84x96 or resize=84:bilinear"),
+    "jitter": (_jitter, "jitter=0.2"),
     "pick": (_pick, "pick=0,1,4-7"),
     "drop": (_drop, "drop=2,3,5"),
     "stack": (_stack, "stack=4"),

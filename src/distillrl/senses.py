@@ -17,13 +17,21 @@ from torch.nn import functional as F
 
 from distillrl.errors import Misconfigured, nearest
 from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
+from distillrl.images import Crop, Grey, Jitter, Resize
 from distillrl.policies import Memory
 from distillrl.records import Group
 from distillrl.wrapping import First, Join, RemainingTime
 
+SEEN = "seen."
+"""Before the name of a group in what ``Sense.glance`` gives: an image already cropped, greyed and made small."""
+
 
 class Step(Protocol):
-    """One transformation of observation groups."""
+    """One transformation of observation groups.
+
+    A step that remembers only the last ``window`` observations has that attribute; one that makes images smaller, and
+    whose result may be stored in their place, has ``shrinks``.
+    """
 
     kind: str
 
@@ -230,6 +238,7 @@ class Stack(nn.Module):
     def __init__(self, count: int, shapes: Mapping[str, Iterable[int]], axes: Mapping[str, int], dtypes: Mapping[str, str]) -> None:
         super().__init__()
         self.count = int(count)
+        self.window = self.count - 1
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.axes, self.dtypes = dict(axes), dict(dtypes)
 
@@ -270,7 +279,7 @@ class Stack(nn.Module):
         return out
 
 
-STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise)}
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter)}
 
 
 class Sense(nn.Module):
@@ -280,14 +289,26 @@ class Sense(nn.Module):
         super().__init__()
         self.observations = dict(observations)
         self.steps: Any = nn.ModuleList(steps)
-        groups = dict(observations)
+        groups, between = dict(observations), [dict(observations)]
         step: Any
         for step in self.steps:
             groups = step.after(groups)
+            between.append(groups)
         self.groups = groups
         first = self.steps[0] if len(self.steps) else None
         self.reads = tuple(first.groups) if isinstance(first, Pick) else tuple(self.observations)
         """The environment's groups that it needs to be given."""
+        remembering = [i for i, step in enumerate(self.steps) if step.init(1)]
+        windows = [getattr(self.steps[i], "window", None) for i in remembering]
+        self.window: int | None = None if None in windows else sum(w for w in windows if w is not None)
+        """How many earlier observations its memory is made of; None where there is no bound."""
+        begin = remembering[0] if remembering else len(self.steps)
+        self.early = max((i + 1 for i, step in enumerate(self.steps) if i < begin and hasattr(step, "shrinks")), default=0)
+        """How many of its first steps ``glance`` does."""
+        self.glimpsed = {SEEN + name: group for name, group in between[self.early].items()} if self.early else {}
+        """The groups that ``glance`` gives."""
+        only = self.steps[remembering[0]] if len(remembering) == 1 else None
+        self._stack = (remembering[0], only) if isinstance(only, Stack) and not any(only.axes.values()) else None
 
     def init(self, n: int) -> Memory:
         """Memory of all steps for n environments, named by step."""
@@ -301,17 +322,58 @@ class Sense(nn.Module):
         if starts is not None and starts.dim() == 2 and self.init(1):
             seen = []
             for t in range(len(starts)):
-                now, memory = self({name: obs[name][t] for name in self.reads}, memory, starts[t])
+                now, memory = self({name: value[t] for name, value in obs.items()}, memory, starts[t])
                 seen.append(now)
             return {name: torch.stack([now[name] for now in seen]) for name in self.groups}, memory
-        groups = {name: obs[name] for name in self.reads}
+        groups, begin = self._given(obs)
         for i, step in enumerate(self.steps):
+            if i < begin:
+                continue
             prefix = f"sense.{i}."
             own = {k[len(prefix) :]: v for k, v in memory.items() if k.startswith(prefix)} if memory else {}
             groups = step(groups, own, starts)
             if own:
                 memory = {**memory, **{prefix + k: v for k, v in own.items()}}
         return groups, memory
+
+    def _given(self, obs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+        """The groups at hand, and the number of the step that comes next: what was glanced at already is not looked at again."""
+        if self.early and next(iter(self.glimpsed)) in obs:
+            return {name[len(SEEN) :]: obs[name] for name in self.glimpsed}, self.early
+        return {name: obs[name] for name in self.reads}, 0
+
+    def glance(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{seen.group: [..., *shape]} after its first ``early`` steps; ``forward`` takes this in place of the observation."""
+        groups = {name: obs[name] for name in self.reads}
+        for step in self.steps[: self.early]:
+            groups = step(groups, {}, None)
+        return {SEEN + name: value for name, value in groups.items()}
+
+    def recall(self, before: Mapping[str, Tensor], starts: Tensor) -> Memory:
+        """The memory with which it comes to a state, made of the ``window`` + 1 observations before it, the oldest first.
+
+        ``before``: {group: [B, window + 1, *shape]}, which it may write over; ``starts`` [B, window + 1]: whether an episode begins at the
+        observation after each of them.
+        """
+        if self._stack is None:
+            memory: Memory = {}
+            began = torch.ones_like(starts[:, 0])
+            for t in range(starts.shape[1]):
+                _, memory = self({name: value[:, t] for name, value in before.items()}, memory, began)
+                began = starts[:, t]
+            return memory
+        number, stack = self._stack
+        groups, begin = self._given(before)
+        chain: Any = self.steps[begin:number]
+        for step in chain:
+            groups = step(groups, {}, None)
+        gone = starts.flip(1).cumsum(1).flip(1) > 0
+        found = {}
+        for name in stack.shapes:
+            frames = groups[name]
+            frames[gone] = 0
+            found[f"sense.{number}.{name}"] = frames.flatten(1, 2)
+        return found
 
     def with_step(self, step: Any) -> Sense:
         """The same chain with one step more at its end."""
@@ -332,6 +394,14 @@ class Sense(nn.Module):
                 raise Misconfigured(f"unknown sense {kind!r}{nearest(str(kind), STEPS)}")
             made.append(STEPS[kind](**options))
         return Sense(observations, made)
+
+
+def window_of(policy: Any) -> int | None:
+    """How many earlier observations a policy's memory is made of, 0 where it has none; None where there is no bound, as of a recurrent one."""
+    memory, sense = policy.init(1), getattr(policy, "sense", None)
+    if not memory:
+        return 0
+    return sense.window if isinstance(sense, Sense) and set(memory) == set(sense.init(1)) else None
 
 
 def one_hot_where_needed(observations: Mapping[str, Group]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distillrl import artifact, envs, heads, learn, methods, objectives, seeing, students, teachers, weights
+from distillrl import artifact, envs, heads, learn, methods, objectives, seeing, senses, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.actions import Gaussian
 from distillrl.config import Config, Phase
@@ -154,6 +154,7 @@ def enter_phase(setup: Setup, state: State, number: int) -> State:
         generator=generator(setup.config.seed, f"learn{number}"),
     )
     state.dataset.keep = phase.keep
+    state.dataset.sense = state.student.sense if senses.window_of(state.student) else None
     state.gradient.try_out(example_batch(setup, state, all_wants(terms)), state.progress)
     return state
 

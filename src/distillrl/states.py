@@ -16,7 +16,10 @@ from distillrl.envs import Observations, Vector
 from distillrl.errors import Failed
 from distillrl.policies import ACTION, Memory, Policy, played, to_environment
 from distillrl.records import ActionSpace, Prediction, Rollout, Spec, over_states, tensors
+from distillrl.senses import Sense
 
+LABEL_NUMBERS = 1 << 23
+"""Numbers of an observation group that a teacher is asked about at once."""
 RESEED_TICKS = 4096
 """A vector that can't be replayed is reseeded about this often; checkpoints lie there."""
 
@@ -42,6 +45,9 @@ class Drive:
         self.starts = torch.ones(self.n, dtype=torch.bool)
         self.index = np.arange(self.n, dtype=np.int64)
         self.memory: dict[str, Memory] = {}
+        self.raw = tuple(spec.observations)
+        """The groups that are kept as the environment gives them; what only the student sees, made small, is kept so."""
+        self._sense: Sense | None = None
         self.teacher_drives = torch.zeros(self.n, dtype=torch.bool)
         self.ticks = 0
         self._began = np.zeros(self.n, dtype=np.int64)
@@ -51,6 +57,11 @@ class Drive:
 
     def begin(self, teacher: Policy, student: Policy) -> None:
         """Reset all slots and all memories."""
+        sense = getattr(student, "sense", None)
+        self._sense = sense if isinstance(sense, Sense) and sense.early else None
+        theirs = getattr(getattr(teacher, "sense", None), "reads", teacher.spec.observations)
+        self.raw = tuple(k for k in self.spec.observations if k in theirs or self._sense is None or k not in self._sense.reads)
+        self.obs = {}
         self._take(self.vector.reset(), {})
         self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
         self._fresh_at = self.ticks
@@ -74,7 +85,7 @@ class Drive:
 
         A teacher without memory that drives nothing is asked once, at the end, for all states together.
         """
-        n, groups = self.n, [k for k in self.spec.observations if k in keep]
+        n, groups = self.n, [k for k in self.obs if k in keep or k not in self.spec.observations]
         obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
         reward = np.empty((steps, n), dtype=np.float32)
         ended, starts, valid = np.empty((2, steps, n), dtype=bool), np.empty((steps, n), dtype=bool), np.empty((steps, n), dtype=bool)
@@ -163,7 +174,11 @@ class Drive:
 
     def _take(self, obs: Observations, rows: dict[str, Tensor]) -> None:
         """Copy the vector's observations, which it will overwrite: into the rollout's row where there is one."""
-        for k in self.spec.observations:
+        if self._sense is not None:
+            seen = self._sense.glance({k: torch.as_tensor(obs[k]) for k in self._sense.reads})
+            for k, given in seen.items():
+                self.obs[k] = rows[k].copy_(given) if k in rows else given.clone()
+        for k in self.raw:
             array = obs[k]
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 slot = int(np.flatnonzero(~np.isfinite(array.reshape(self.n, -1)).all(1))[0])
@@ -226,10 +241,12 @@ def disturbed(action: Tensor, noise: float, space: ActionSpace, generator: torch
 
 
 def label_all(teacher: Policy, obs: dict[str, Tensor], wants: frozenset[str], batch: int = 4096) -> Prediction:
-    """A memoryless teacher's prediction of [T, N, ...] states, asked in large batches."""
+    """A memoryless teacher's prediction of [T, N, ...] states, asked in large batches, of images in smaller ones."""
     first = next(iter(obs.values()))
     lead = first.shape[:2]
     flat = {k: v.flatten(0, 1) for k, v in obs.items()}
+    heaviest = max(v[0].numel() for v in flat.values())
+    batch = max(64, min(batch, LABEL_NUMBERS // max(1, heaviest)))
     parts = [teacher.act({k: v[i : i + batch] for k, v in flat.items()}, {}, None, wants)[0] for i in range(0, lead[0] * lead[1], batch)]
     whole = parts[0] if len(parts) == 1 else over_states(lambda *x: torch.cat(x), *parts)
     return over_states(lambda x: x.unflatten(0, lead), whole)

@@ -13,8 +13,10 @@ import torch
 
 from distillrl import seeing
 from distillrl.errors import Failed, Misconfigured, nearest
-from distillrl.records import Rollout, Spec
+from distillrl.images import channels
+from distillrl.records import Group, Rollout, Spec
 from distillrl.senses import Sense, one_hot_where_needed
+from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
 from distillrl.students.recurrent import build_gru, build_lstm, make_gru, make_lstm, parse_recurrent
 from distillrl.students.tree import build_tree, make_tree, parse_tree
@@ -32,6 +34,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
+    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images"),
     "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64"),
@@ -64,7 +67,7 @@ def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = N
         reads = seeing.parse(see, spec.observations).reads
         spec = replace(spec, observations={k: g for k, g in spec.observations.items() if k in reads})
         sense = seeing.parse(see, spec.observations)
-    return family.make(text, spec, head, generator, sense)
+    return family.make(text, spec, head, generator, sense).eval()
 
 
 def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -87,6 +90,7 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
         if not bool(torch.isfinite(value).all()):
             raise Failed(f"the artifact's tensor {name} holds NaN or infinity")
     policy.load_state_dict(dict(tensors), strict=False)
+    policy.eval()
     if getattr(policy, "grown", False):
         policy.settle()
     made_of = header.get("provenance") or {}
@@ -100,18 +104,28 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
     return policy
 
 
+def _measured(group: Group, given: Group) -> bool:
+    return group.dtype == given.dtype and not (group.dtype == "bool" and is_grid(group))
+
+
 @torch.no_grad()
 def moments(student: Any, rollout: Rollout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{group: (mean, variance)} of what a network sees in a rollout's valid states, images left out; empty for a grown family."""
+    """{group: (mean, variance)} of what a network sees in a rollout's valid states; empty for a grown family.
+
+    Pixels that were already made 0 to 1 are left out, and grids of booleans; an image has one mean for each channel.
+    """
     if getattr(student, "grown", False):
         return {}
     sense, found = student.sense, {}
-    seen, _ = sense({name: rollout.obs[name][:-1] for name in sense.reads}, {}, rollout.starts)
-    for name, group in sense.groups.items():
-        if group.dtype == "uint8" or group.dtype != student.spec.observations[name].dtype:
-            continue
+    wanted = {name: group for name, group in sense.groups.items() if _measured(group, student.spec.observations.get(name, group))}
+    seen = sense({name: value[:-1] for name, value in rollout.obs.items()}, {}, rollout.starts)[0] if wanted else {}
+    for name, group in wanted.items():
         values = seen[name][rollout.valid].double()
-        mean, variance = values.mean(0), values.var(0)
+        pixels = [0]
+        if is_grid(group):
+            axis = channels(group.shape)
+            pixels = [d for d in range(values.dim()) if axis is None or d != (1 if axis == 0 else values.dim() - 1)]
+        mean, variance = values.mean(pixels, keepdim=True)[0].expand(group.shape), values.var(pixels, keepdim=True)[0].expand(group.shape)
         # What hardly moved in the first rollout may move later: it is not blown up.
         found[name] = (mean, torch.where(variance > 1e-6 * (1 + mean.square()), variance, torch.ones_like(variance)))
     return found

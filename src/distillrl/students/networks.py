@@ -194,10 +194,11 @@ def make_mlp(text: str, spec: Spec, head_kind: str | None, generator: torch.Gene
 
 
 def initialise(network: Network, generator: torch.Generator) -> None:
-    """Orthogonal linear layers, the output small, as PPO's."""
+    """Orthogonal linear layers and convolutions, the output small, as PPO's."""
     for layer in network.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             _orthogonal_(layer.weight, 1.0 if layer is network.out else math.sqrt(2), generator)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
 
@@ -219,9 +220,9 @@ def _mlp(sizes: tuple[int, ...], activation: str, spec: Spec, sense: Sense, head
 
 
 def _orthogonal_(weight: Tensor, gain: float, generator: torch.Generator) -> None:
-    rows, columns = weight.shape
+    rows, columns = len(weight), weight[0].numel()
     noise = torch.randn(max(rows, columns), min(rows, columns), generator=generator)
     q, r = torch.linalg.qr(noise)
     q *= r.diagonal().sign()
     with torch.no_grad():
-        weight.copy_((q if rows >= columns else q.T) * gain)
+        weight.copy_(((q if rows >= columns else q.T) * gain).view_as(weight))

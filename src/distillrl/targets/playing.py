@@ -174,13 +174,16 @@ def _end(process: subprocess.Popen[str], folder: tempfile.TemporaryDirectory[str
 
 def pt2(main: Path) -> Run:
     """Run a torch.export file."""
-    module = torch.export.load(main).module()
+    program = torch.export.load(main)
+    module = program.module()
+    assert program.example_inputs is not None
+    kinds = {k: v.dtype for k, v in program.example_inputs[0][1].items()}  # a stack of frames is kept in bytes
 
     def run(groups: Arrays, memory: Arrays) -> tuple[NDArray[Any], NDArray[Any], Arrays]:
         n = len(next(iter(groups.values())))
         with torch.inference_mode():
             action, raw, after = module(
-                {k: torch.as_tensor(v) for k, v in groups.items()}, {k: torch.as_tensor(v) for k, v in memory.items()}, torch.zeros(n, dtype=torch.bool)
+                {k: torch.as_tensor(v) for k, v in groups.items()}, {k: torch.as_tensor(v).to(kinds[k]) for k, v in memory.items()}, torch.zeros(n, dtype=torch.bool)
             )
         return action.numpy(), raw.numpy(), {k: v.numpy() for k, v in after.items()}
 

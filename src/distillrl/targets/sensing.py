@@ -9,6 +9,7 @@ import numpy as np
 
 from distillrl.errors import Misconfigured
 from distillrl.filters import Choose, Clip
+from distillrl.images import Crop, Jitter, channels
 from distillrl.records import Group
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Pick, Scale, Stack
 from distillrl.targets import plan as steps
@@ -153,6 +154,21 @@ def _join(b: Builder, step: Join, values: Mapping[str, str]) -> dict[str, str]:
     return {step.name: b.add(steps.Concat(b.name(), parts), (sum(b.size(x) for x in parts),))}
 
 
+def _crop(b: Builder, step: Crop, values: Mapping[str, str]) -> dict[str, str]:
+    made = dict(values)
+    for name in step.names:
+        shape = b.shapes[values[name]]
+        columns = (slice(*step.columns),) if step.columns else ()
+        lead = (slice(None),) if channels(shape) == 0 else ()
+        places = np.arange(b.size(values[name])).reshape(shape)[(*lead, slice(*step.rows), *columns)]
+        made[name] = b.add(steps.Take(b.name(), values[name], tuple(places.ravel().tolist())), places.shape)
+    return made
+
+
+def _unchanged(b: Builder, step: Any, values: Mapping[str, str]) -> dict[str, str]:
+    return dict(values)
+
+
 SENSES: dict[type, Callable[[Builder, Any, Mapping[str, str]], dict[str, str]]] = {
     Pick: _pick,
     OneHot: _one_hot,
@@ -165,6 +181,8 @@ SENSES: dict[type, Callable[[Builder, Any, Mapping[str, str]], dict[str, str]]] 
     Clip: _clip,
     First: _first,
     Join: _join,
+    Crop: _crop,
+    Jitter: _unchanged,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillrl.errors import Misconfigured
+from distillrl.students.cnn import Fused, Image, Residual
 from distillrl.students.networks import Network
 from distillrl.students.tree import Tree
 from distillrl.targets import plan as steps
@@ -137,10 +138,13 @@ def _layer(b: Builder, x: str, layer: nn.Module, where: str) -> str:
         return x
     if isinstance(layer, nn.Identity | nn.Dropout | nn.Flatten):
         return x
-    if isinstance(layer, nn.Unflatten | NatureCNN):
+    if isinstance(layer, nn.Unflatten | NatureCNN | Image):
         b.shapes[x] = tuple(layer.unflattened_size if isinstance(layer, nn.Unflatten) else layer.shape)
         return x if isinstance(layer, nn.Unflatten) else _layer(b, x, layer.layers, where)
-    if isinstance(layer, Combined):
+    if isinstance(layer, Residual):
+        changed = _layer(b, x, layer.layers, where)
+        return b.add(steps.Combine(b.name(), x, changed, "add"), b.shapes[x])
+    if isinstance(layer, Combined | Fused):
         parts = [_layer(b, _span(b, x, *span), inner, f"{where}.{i}") for i, (span, inner) in enumerate(zip(layer.spans, layer.layers, strict=True))]
         return b.add(steps.Concat(b.name(), tuple(parts)), (sum(b.size(v) for v in parts),))
     if type(layer) in PLAIN:
@@ -194,18 +198,28 @@ def _affine(b: Builder, x: str, layer: Any) -> str:
 
 
 def _conv(b: Builder, x: str, layer: nn.Conv2d) -> str | None:
-    """Plain ones: no groups, no dilation, padding of zeros."""
+    """No dilation, padding of zeros; the weights of a grouped one are filled up with zeros."""
     shape = b.shapes[x]
     padding = layer.padding if isinstance(layer.padding, tuple) else ((0, 0) if layer.padding == "valid" else None)
-    if len(shape) != 3 or padding is None or layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+    if len(shape) != 3 or padding is None or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
         return None
     if padding != (0, 0):
         shape = (shape[0], shape[1] + 2 * padding[0], shape[2] + 2 * padding[1])
         x = b.add(steps.Pad(b.name(), x, *padding), shape)
-    weight = _floats(layer.weight)
+    weight = _ungrouped(_floats(layer.weight), layer.groups)
     bias = np.zeros(len(weight), np.float32) if layer.bias is None else _floats(layer.bias)
     rows, columns = ((size - k) // stride + 1 for size, k, stride in zip(shape[1:], weight.shape[2:], layer.stride, strict=True))
     return b.add(steps.Conv(b.name(), x, weight, bias, (layer.stride[0], layer.stride[1])), (len(weight), rows, columns))
+
+
+def _ungrouped(weight: Floats, groups: int) -> Floats:
+    if groups == 1:
+        return weight
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    full = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
+    for g in range(groups):
+        full[g * outputs : (g + 1) * outputs, g * inputs : (g + 1) * inputs] = weight[g * outputs : (g + 1) * outputs]
+    return full
 
 
 def _layer_norm(b: Builder, x: str, layer: nn.LayerNorm) -> str | None:
