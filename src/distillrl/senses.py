@@ -298,16 +298,17 @@ class Sense(nn.Module):
         first = self.steps[0] if len(self.steps) else None
         self.reads = tuple(first.groups) if isinstance(first, Pick) else tuple(self.observations)
         """The environment's groups that it needs to be given."""
-        remembering = [i for i, step in enumerate(self.steps) if step.init(1)]
-        windows = [getattr(self.steps[i], "window", None) for i in remembering]
+        chain: list[Any] = list(self.steps)
+        remembering = [i for i, part in enumerate(chain) if part.init(1)]
+        windows = [getattr(chain[i], "window", None) for i in remembering]
         self.window: int | None = None if None in windows else sum(w for w in windows if w is not None)
         """How many earlier observations its memory is made of; None where there is no bound."""
         begin = remembering[0] if remembering else len(self.steps)
-        self.early = max((i + 1 for i, step in enumerate(self.steps) if i < begin and hasattr(step, "shrinks")), default=0)
+        self.early = max((i + 1 for i, part in enumerate(chain[:begin]) if hasattr(part, "shrinks")), default=0)
         """How many of its first steps ``glance`` does."""
         self.glimpsed = {SEEN + name: group for name, group in between[self.early].items()} if self.early else {}
         """The groups that ``glance`` gives."""
-        only = self.steps[remembering[0]] if len(remembering) == 1 else None
+        only = chain[remembering[0]] if len(remembering) == 1 else None
         self._stack = (remembering[0], only) if isinstance(only, Stack) and not any(only.axes.values()) else None
 
     def init(self, n: int) -> Memory:
