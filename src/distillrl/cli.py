@@ -100,6 +100,7 @@ def _with(options: list[Any]) -> Any:
 @click.option("--method", help="auto, dagger, policy-distillation, behaviour-cloning, on-policy.  [default: auto]")
 @click.option("--terms", help="Objectives with weights: 'forward_kl: linear(1,0.1), value_mse: 0.5'; '+…' adds to the method's own.")
 @click.option("--until", help="retention=0.99, return=200, agreement=0.95 or none; a point estimate on selecting seeds.")
+@click.option("--worst-of", type=int, help="Go on until so many fresh starts in a row go well; 500 for trees, else 0.")
 @click.option("--env-steps", type=int, help="At most so many environment steps.")
 @click.option("--labels", type=int, help="At most so many states labelled by the teacher.")
 @click.option("--seconds", type=float, help="At most so long.")

@@ -111,6 +111,8 @@ class Config:
     """What the student sees of an observation, such as "drop=2,3,5"; everything by default."""
     select_episodes: int = 20
     verdict_episodes: int = 50
+    worst_of: int | None = None
+    """Once the aim is reached on average: go on until so many fresh starts in a row go well; 500 for trees and the like, else 0 (off)."""
     checkpoint_seconds: float = 5.0
     """A checkpoint is written about this often; 0: after every round."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -130,6 +132,8 @@ class Config:
             raise Misconfigured("several teachers are named with --teachers a.zip,b.zip; --combine and --dispatch say how they become one")
         if self.combine and self.dispatch:
             raise Misconfigured(f"combine = {self.combine!r} and dispatch = {self.dispatch!r}: one of them says how several teachers become one")
+        if self.worst_of is not None and self.worst_of < 0:
+            raise Misconfigured(f"worst_of = {self.worst_of}: a number of starts such as 500, or 0 for none, is right")
         if self.seed < 0:
             raise Misconfigured(f"seed = {self.seed}: a whole number from 0 on is right")
         aim(self.until)

@@ -132,4 +132,8 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
         said.append(f"agreement {verdict['agreement']:.1%} of the student's own states")
     if verdict.get("env_steps") is not None:
         said.append(f"{verdict['env_steps']:,} environment steps, {verdict['teacher_labels']:,} labels, {verdict['seconds']['work']:.2f} s of work (+ {verdict['seconds']['selecting']:.2f} s selecting)")
+    if verdict.get("starts"):
+        from distillrl.hardcases import sentence
+
+        said.append(sentence(verdict["starts"]))
     return said + list(verdict.get("notes", []))

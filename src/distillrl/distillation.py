@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import distillrl
-from distillrl import advantages, artifact, diagnosis, envs, evaluation, learn, students, teachers, weights
+from distillrl import advantages, artifact, diagnosis, envs, evaluation, hardcases, learn, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
@@ -23,10 +23,10 @@ from distillrl.errors import DistillError, Failed, Misconfigured
 from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement
 from distillrl.records import Progress, Rollout, over_states
 from distillrl.runs import Folder
-from distillrl.selecting import evaluate_student, evaluation_due, spent_budget
+from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget
 from distillrl.senses import Normalise
 from distillrl.settling import Setup, State, all_wants, begin, enter_phase, example_batch, label_wants, settle
-from distillrl.states import Who, stakes
+from distillrl.states import Drive, Who, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
 AGREEMENT_STATES = 1024
@@ -179,8 +179,12 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     try:
         with torch.inference_mode():
             who = Who(beta, phase.by, phase.sampled, weights.parse(phase.noise)(replace(state.progress, round=state.phase_round)))
-            rollout = drive.collect(steps, who, setup.teacher, playing, label_wants(state.gradient.terms), setup.seen)
-            rollout = _enriched(setup, state, phase, rollout)
+            wants = label_wants(state.gradient.terms)
+            if state.hard["bad"]:
+                rollout, drive = hardcases.collect(setup, state, _room(setup.config, state.progress) // drive.n, who, wants)
+            else:
+                rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen)
+            rollout = _enriched(setup, state, phase, rollout, drive)
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
@@ -208,10 +212,10 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     }
 
 
-def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout) -> Rollout:
+def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout, drive: Drive) -> Rollout:
     """With what terms on reward read, and how much each state counts."""
     horizon = advantages.Horizon(phase.gamma, phase.lam, phase.n)
-    rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, state.drive, setup.teacher, state.gradient.averaged, state.student)
+    rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, drive, setup.teacher, state.gradient.averaged, state.student)
     return replace(rollout, weight=stakes(advantages.need_teacher(rollout), rollout.valid)) if phase.critical else rollout
 
 
@@ -260,7 +264,7 @@ def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
     over = over or ("phases" if last_of_phase and progress.phase + 1 == len(config.phase) else "")
     if over or evaluation_due(state):
         metrics.update(evaluate_student(setup, state))
-    state.ended = "aim" if state.reached else over
+    state.ended = "aim" if settled(config, state) else over
     state.progress = replace(progress, round=progress.round + 1, metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)})
     if last_of_phase and not state.ended:
         state.progress, state.phase_round = replace(state.progress, phase=progress.phase + 1), 0
@@ -269,7 +273,7 @@ def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
 
 # ── checkpoint, resume, end ───────────────────────────────────────────────────────────────────────────────────────
 
-_PLAIN = ("phase_round", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached")
+_PLAIN = ("phase_round", "hard", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached")
 
 
 def _save(state: State, folder: Folder) -> None:
@@ -351,6 +355,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
         "reached": state.reached,
         "seconds": {"work": round(work, 4), "selecting": round(state.evaluation_seconds, 4), "with_imports": round(time.perf_counter() - distillrl.STARTED, 4)},
         "selecting_steps": state.evaluation_steps,
+        "starts": hardcases.told(config, state),
         **measured,
     }
     goal = configuration.aim(config.until)

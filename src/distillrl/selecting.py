@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from distillrl import config as configuration
-from distillrl import evaluation, stats
+from distillrl import evaluation, hardcases, stats
 from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.settling import Setup, State, generator
@@ -32,6 +32,8 @@ def evaluation_due(state: State) -> bool:
     """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps."""
     if not state.baseline:
         return state.progress.env_steps >= 4096
+    if state.hard["known"]:
+        return True  # one that may do well everywhere is looked for among all that come
     each = state.evaluation_steps / max(1, state.evaluations)
     affordable = state.evaluations < FREE_EVALUATIONS or (state.evaluations + 1 - FREE_EVALUATIONS) * each <= 0.25 * state.progress.env_steps
     return affordable and state.progress.env_steps >= state.next_evaluation
@@ -45,7 +47,7 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     if not state.baseline:
         randomly = evaluation.Random(setup.spec, generator(config.seed, "random"))
         teacher, foot = (evaluation.play(p, setup.options, config.select_episodes, seeds) for p in (setup.teacher, randomly))
-        state.baseline = {"teacher": float(teacher.returns.mean()), "random": float(foot.returns.mean()), "teacher_steps": float(teacher.steps)}
+        state.baseline = {"teacher": float(teacher.returns.mean()), "random": float(foot.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
         apart = stats.told_apart(teacher.returns, foot.returns)
         state.baseline["apart"] = float(apart)
         if state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
@@ -59,15 +61,34 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     state.evaluations += 1
     state.evaluation_steps += played.steps
     state.next_evaluation = int(state.progress.env_steps * 1.3)
+    found: dict[str, Any] = {}
     figures = {"return": mean, "agreement": played.agreement, "retention": None}
     if state.baseline["apart"]:
         figures["retention"] = (mean - state.baseline["random"]) / (state.baseline["teacher"] - state.baseline["random"])
-    if state.best is None or mean >= state.best["mean"]:
-        state.best = {"mean": mean, "round": state.progress.round, "tensors": student.artifact_tensors(), "header": student.header()}
-        state.best["tensors"] = {k: v.clone() for k, v in state.best["tensors"].items()}
-    if goal is not None:
-        value = figures[goal[0]]
-        state.reached = state.reached or (value is not None and value >= goal[1])
     state.evaluation_seconds += time.perf_counter() - began
+    reached = goal is not None and (value := figures[goal[0]]) is not None and value >= goal[1]
+    state.hard["judged"] = None
+    if reached and config.worst_of:
+        found = hardcases.search(setup, state)
+    state.reached = state.reached or reached
+    _keep_best(state, student, mean)
     state.progress = replace(state.progress, returns={"teacher": state.baseline["teacher"], "student": mean})
-    return {"return.student": mean, "return.teacher": state.baseline["teacher"], "retention": figures["retention"], "evaluation_steps": state.evaluation_steps}
+    return {"return.student": mean, "return.teacher": state.baseline["teacher"], "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
+
+
+def _keep_best(state: State, student: Any, mean: float) -> None:
+    """Keep the student if it is the best so far: by its starts where it was judged by them (hardcases.py), else by its mean."""
+    judged = state.hard["judged"]
+    if judged is not None:
+        better = hardcases.better(judged, state.best)
+    else:
+        better = state.best is None or (state.best["judged"] is None and mean >= state.best["mean"])
+    if better:
+        tensors = {k: v.clone() for k, v in student.artifact_tensors().items()}
+        state.best = {"mean": mean, "round": state.progress.round, "tensors": tensors, "header": student.header(), "judged": judged}
+
+
+def settled(config: Config, state: State) -> bool:
+    """Whether the run has what it looked for: its aim on average, and then on as many starts as were asked for."""
+    judged = state.hard["judged"]
+    return bool(judged and judged["passed"]) if config.worst_of else state.reached

@@ -21,6 +21,9 @@ from distillrl.records import Batch, Progress, Spec, over_states
 from distillrl.refit import Refit
 from distillrl.states import Drive
 
+WORST_OF = 500
+"""Starts that a grown student, such as a tree, must do well on before its run ends."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -51,6 +54,8 @@ class State:
     """{"mean", "round", "tensors", "header"} of the best evaluated student."""
     baseline: dict[str, float] = field(default_factory=dict)
     """Mean returns of teacher and random policy on the selecting seeds."""
+    hard: dict[str, Any] = field(default_factory=lambda: {"next": 0, "steps": 0, "found": 0, "known": [], "bad": [], "length": 0, "judged": None})
+    """The search for bad starts (hardcases.py): the stream's next one, steps played, bad ones, and how this student was judged by them."""
     evaluations: int = 0
     evaluation_steps: int = 0
     evaluation_seconds: float = 0.0
@@ -80,11 +85,13 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     policy = teachers.load(source, replace(wished, env=envs.name_of(options)), spec)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
-    method = "viper-tree" if config.method == "auto" and config.student.startswith("tree:") else config.method
+    grown = students.grown(config.student)
+    method = "viper-tree" if config.method == "auto" and grown else config.method
     phases = config.phase or methods.expand(method, policy.gives, spec)
     if config.terms is not None:
         phases = configuration.with_terms(phases, config.terms)
-    config = replace(config, phase=phases, terms=None, backend=backend, env=target if isinstance(target, str) else config.env)
+    worst_of = (WORST_OF if grown else 0) if config.worst_of is None else config.worst_of
+    config = replace(config, phase=phases, terms=None, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, tuple(policy.info.get("notes", ())))

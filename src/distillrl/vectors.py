@@ -50,9 +50,12 @@ class Seeds:
 
     seed: int
     stream: str = "train"
+    chosen: tuple[int, ...] = ()
+    """Only these episodes of the stream, over and over; empty for all of them."""
 
     def __call__(self, index: int) -> int:
         """The seed of episode ``index``, below 2³¹ (as ALE and EnvPool need)."""
+        index = self.chosen[index % len(self.chosen)] if self.chosen else index
         offset = int(np.random.SeedSequence([self.seed, 7919]).generate_state(1)[0])
         return (STREAMS[self.stream] << _STREAM_BITS) | ((offset + index) & _COUNTER)
 

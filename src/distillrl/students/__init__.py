@@ -30,6 +30,8 @@ class Family:
     make: Callable[[str, Spec, str | None, torch.Generator, Sense], Any]
     build: Callable[[str, Spec, Mapping[str, Any]], Any]
     example: str
+    grown: bool = False
+    """Whether it is fitted anew to all labelled states each round, not descended."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -37,7 +39,7 @@ FAMILIES: dict[str, Family] = {
     "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images"),
     "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
-    "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64"),
+    "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
 }
 
 
@@ -53,6 +55,11 @@ def check(word: str) -> None:
     """Raise Misconfigured, with what would be right, unless the word names a student."""
     family, text = _family(word)
     family.parse(text)
+
+
+def grown(word: str) -> bool:
+    """Whether a word names a family that is fitted, not descended."""
+    return _family(word)[0].grown
 
 
 def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None, see: str | None = None) -> Any:
