@@ -11,8 +11,9 @@ from distillrl.actions import Head
 from distillrl.filters import Choose, Clip
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Scale, Sense, Stack
+from distillrl.students.fitted import Fitted
+from distillrl.students.growing import Examples
 from distillrl.students.networks import Network
-from distillrl.students.tree import Tree
 from distillrl.teachers.recurrence import Recurrent
 from distillrl.wrapping import First, Join, RemainingTime
 
@@ -126,7 +127,7 @@ def activations() -> Network:
     return made(vector(13), [], layers, nn.Linear(13, 4))
 
 
-def tree(space: ActionSpace, leaves: int = 40) -> Tree:
+def tree(space: ActionSpace, leaves: int = 40) -> Fitted:
     """A tree of random tests, grown by splitting leaves in turn."""
     network = students.make(f"tree:leaves={leaves}", Spec(vector(), space), generator())
     g, count = generator(5), 2 * leaves - 1
@@ -134,11 +135,23 @@ def tree(space: ActionSpace, leaves: int = 40) -> Tree:
     branches = torch.arange(count).unsqueeze(-1).repeat(1, 2)
     for m in range(leaves - 1):
         branches[m] = torch.tensor([2 * m + 1, 2 * m + 2])
-    value = torch.rand(count, network.outputs, generator=g) * 2
+    value = torch.rand(count, network.model.outputs, generator=g) * 2
     if space.kind in {"multidiscrete", "multibinary"}:
-        value = torch.stack([torch.randint(0, n, (count,), generator=g) for n in (space.nvec or (2,) * network.outputs)], -1).float()
-    network.become(feature, threshold, branches, value)
+        value = torch.stack([torch.randint(0, n, (count,), generator=g) for n in (space.nvec or (2,) * network.model.outputs)], -1).float()
+    network.model.become(feature, threshold, branches, value)
     return network
+
+
+def fitted(word: str, space: ActionSpace) -> Fitted:
+    """A grown student of another family, fitted to a made-up teacher."""
+    policy = students.make(word, Spec(vector(), space), generator())
+    x = torch.randn(600, 8, generator=generator(6))
+    if space.kind == "discrete":
+        action = (x[:, 0] > 0).long() + (x[:, 1] * x[:, 2] > 0.3).long()
+    else:
+        action = torch.stack([x[:, i].tanh() * x[:, i + 1] for i in range(space.dimensions)], -1)
+    policy.model.fit(Examples(x, action, None, None), generator(7))
+    return policy
 
 
 CASES = {
@@ -166,6 +179,13 @@ CASES = {
     "tree": lambda: tree(FOUR),
     "tree of a box": lambda: tree(BOUNDED),
     "tree of choices": lambda: tree(ActionSpace("multidiscrete", (3,), nvec=(2, 5, 3))),
+    "forest": lambda: fitted("forest:trees=3,leaves=8", FOUR),
+    "forest of a box": lambda: fitted("forest:trees=3,leaves=8", BOUNDED),
+    "linear tree": lambda: fitted("linear-tree:leaves=4", FOUR),
+    "linear tree of a box": lambda: fitted("linear-tree:leaves=4", BOUNDED),
+    "sparse": lambda: fitted("linear:terms=3", FOUR),
+    "polynomial": lambda: fitted("poly:degree=3,terms=9", FOUR),
+    "polynomial of a box": lambda: fitted("poly:terms=9", BOUNDED),
     "tree of switches": lambda: tree(ActionSpace("multibinary", (3,), n=3)),
     "norms": norms,
     "activations": activations,

@@ -22,7 +22,7 @@ def generator(seed=0):
 def by_hand(spec=FOUR):
     """x[2] ≤ 0.5 → action 1; else x[0] ≤ -1 → action 0, else action 2."""
     tree = students.make("tree:leaves=3", spec, generator())
-    tree.become(
+    tree.model.become(
         torch.tensor([2, 0, 0, 0, 0]),
         torch.tensor([0.5, 0, -1, 0, 0]),
         torch.tensor([[1, 2], [1, 1], [3, 4], [3, 3], [4, 4]]),
@@ -44,7 +44,7 @@ def test_a_tree_by_hand_decides_counts_and_explains():
     tree = by_hand()
     x = torch.tensor([[0, 0, 0.5, 0], [-1, 0, 0.6, 0], [0, 0, 0.6, 0]])
     assert tree.act({"obs": x}, {}, None)[0].action.mode.tolist() == [1, 0, 2]
-    assert tree.leaves == 3
+    assert tree.model.leaves == 3
     assert tree.acting_parameters() == 2 * 2 + 3
     assert tree_text.as_text(tree).splitlines()[0] == "obs[2] <= 0.5?"
     assert tree_text.path(tree, x[2]) == ["obs[2] = 0.6 > 0.5", "obs[0] = 0 > -1", "action 2 (75 % of the states here)"]
@@ -72,14 +72,14 @@ def test_it_comes_back_from_its_artifact(tmp_path):
 def test_a_damaged_tree_is_refused(name, value):
     tree = by_hand()
     tensors = {k: v.clone() for k, v in tree.artifact_tensors().items()}
-    tensors[name].view(-1)[4 if name == "branches" else 0] = value
+    tensors[f"model.{name}"].view(-1)[4 if name == "branches" else 0] = value
     with pytest.raises(Failed, match="tree is damaged"):
         students.build(tree.header(), tensors)
 
 
 @pytest.mark.parametrize("word", ["tree:leaves=1", "tree:leafs=8", "tree:depth=0", "tree:weight=x", "tree:leaves=0x8", "tree"])
 def test_a_word_that_is_no_tree_is_refused(word):
-    with pytest.raises(Misconfigured, match=r"leaves=64|did you mean"):
+    with pytest.raises(Misconfigured, match=r"leaves= from 2|did you mean|tree:leaves=64"):
         students.check(word)
 
 
@@ -95,7 +95,7 @@ def test_a_grown_tree_has_its_leaves_and_learns_what_is_there(word):
     dataset.append(rollout(x, Prediction(Categorical(torch.nn.functional.one_hot(best, 3) * 5.0))))
     learner = Refit(tree, frozenset({"action"}), generator(3))
     assert learner.learn(dataset, Progress())["term.refit"] < 0.05
-    assert 4 <= tree.leaves <= 6
+    assert 4 <= tree.model.leaves <= 6
     other = students.make(word, FOUR, generator())
     Refit(other, frozenset({"action"}), generator(3)).learn(dataset, Progress())
     assert all(torch.equal(a, b) for a, b in zip(tree.state_dict().values(), other.state_dict().values(), strict=True))
@@ -103,13 +103,13 @@ def test_a_grown_tree_has_its_leaves_and_learns_what_is_there(word):
 
 def test_every_threshold_asks_what_scikit_learn_asks():
     trees = pytest.importorskip("sklearn.tree")
-    from distillrl.refit import _floor32
+    from distillrl.students.growing import floor32
 
     x = np.random.default_rng(1).normal(size=(3000, 4)).astype(np.float32)
     made = trees.DecisionTreeClassifier(max_leaf_nodes=200, random_state=0).fit(x, (x.prod(1) > 0).astype(int))
     inner = made.tree_.children_left >= 0
     for feature, threshold in zip(made.tree_.feature[inner], made.tree_.threshold[inner], strict=True):
-        assert np.array_equal(x[:, feature] <= threshold, x[:, feature] <= _floor32(np.asarray(threshold)))
+        assert np.array_equal(x[:, feature] <= threshold, x[:, feature] <= floor32(np.asarray(threshold)))
 
 
 def test_a_regression_tree_for_quantities():

@@ -147,12 +147,26 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
         click.echo(str(stopped) or "interrupted", err=True)
         return 130
     print_verdict(run.verdict)
+    _tell(run)
     click.echo(f"student: {run.policy.info.get('file', run.folder / 'student.safetensors')}")
     if not run.reached:
         click.echo(_short(run.verdict), err=True)
         for cause in run.verdict.get("diagnosis", []):
             click.echo(f"why: {cause}", err=True)
     return 0 if run.reached else 1
+
+
+def _tell(run: Any) -> None:
+    """A student that a person can read, and where it is drawn."""
+    from distillrl.students.telling import readable, teller
+
+    told = teller(run.policy.policy)
+    if told is None:
+        return
+    if readable(run.policy.policy):
+        click.echo(told.as_text(run.policy.policy))
+    drawn = ", ".join(str(run.folder / f"student.{ending}") for ending in ("txt", "svg", "py", "c"))
+    click.echo(f"what it does, as text, drawing and code: {drawn}")
 
 
 def _settled(config_file: str | None, flags: Mapping[str, Any]) -> configuration.Config:

@@ -330,6 +330,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
     folder_bytes = artifact.dumps(header, state.best["tensors"])
     artifact.write_bytes(folder.student, folder_bytes)
     student = students.build(*artifact.load(folder.student))
+    folder.write_told(student)
     work = state.seconds - state.evaluation_seconds
     measured = evaluation.verdict(
         setup.options,

@@ -8,11 +8,7 @@ from typing import Any
 from distillrl import teachers
 from distillrl.policies import Player, acting_parameters
 from distillrl.records import Spec
-from distillrl.students import tree_text
-from distillrl.students.tree import Tree
-
-READABLE = 128
-"""Leaves up to which a tree is shown whole."""
+from distillrl.students.telling import readable, teller
 
 
 def load(source: Any, options: teachers.Options | None = None, spec: Spec | None = None) -> Player:
@@ -42,7 +38,9 @@ def info(source: Any, options: teachers.Options | None = None, spec: Spec | None
 
 
 def _explained(policy: Any) -> dict[str, Any]:
-    """A tree that a person can read, as text."""
-    if not isinstance(policy, Tree):
+    """What a person can read of a fitted policy: its figures, and all of it where that is not too much."""
+    told = teller(policy)
+    if told is None:
         return {}
-    return {"leaves": policy.leaves, "tree": tree_text.as_text(policy).splitlines() if policy.leaves <= READABLE else []}
+    figures = {k: int(v) for k, v in policy.model.figures().items()}
+    return {**figures, "decides": told.as_text(policy).splitlines() if readable(policy) else []}

@@ -74,6 +74,15 @@ class Folder:
         except OSError as error:
             raise Failed(f"{self.path / METRICS} can't be written: {error.strerror or error}") from None
 
+    def write_told(self, student: Any) -> None:
+        """Beside the student of a family that a person can read: what it does as text, as if/else in Python and C, and as a drawing."""
+        from distillrl.students.telling import teller
+
+        told = teller(student)
+        if told is not None:
+            for ending, form in (("txt", told.as_text), ("py", told.as_python), ("c", told.as_c), ("svg", told.as_svg)):
+                write_bytes(self.student.with_suffix(f".{ending}"), (form(student).rstrip("\n") + "\n").encode())
+
     def write_verdict(self, verdict: Mapping[str, Any]) -> None:
         """The last file of a run; the checkpoint goes."""
         write_bytes(self.path / VERDICT, (json.dumps(dict(verdict), indent=1) + "\n").encode())

@@ -18,7 +18,7 @@ from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
 from distillrl.policies import ACTION, Policy, as_words
 from distillrl.records import Batch, Progress, Spec, over_states
-from distillrl.refit import Refit
+from distillrl.refit import Refit, weighed_by
 from distillrl.states import Drive
 
 WORST_OF = 500
@@ -94,7 +94,8 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     config = replace(config, phase=phases, terms=None, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
-    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, tuple(policy.info.get("notes", ())))
+    notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
+    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes)
 
 
 def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:

@@ -17,7 +17,10 @@ from distillrl.images import channels
 from distillrl.records import Group, Rollout, Spec
 from distillrl.senses import Sense, one_hot_where_needed
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
+from distillrl.students.forest import build_forest, make_forest, parse_forest
+from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
 from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
+from distillrl.students.polynomial import build_linear, build_poly, make_linear, make_poly, parse_linear, parse_poly
 from distillrl.students.recurrent import build_gru, build_lstm, make_gru, make_lstm, parse_recurrent
 from distillrl.students.tree import build_tree, make_tree, parse_tree
 
@@ -40,6 +43,10 @@ FAMILIES: dict[str, Family] = {
     "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
+    "linear-tree": Family(parse_leaf_linear, make_leaf_linear, build_leaf_linear, "linear-tree:leaves=8", grown=True),
+    "forest": Family(parse_forest, make_forest, build_forest, "forest:trees=5,leaves=32", grown=True),
+    "linear": Family(parse_linear, make_linear, build_linear, "linear:terms=4", grown=True),
+    "poly": Family(parse_poly, make_poly, build_poly, "poly:degree=2,terms=12", grown=True),
 }
 
 

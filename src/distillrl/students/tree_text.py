@@ -1,117 +1,150 @@
-"""A tree for a person: as text, as Python and C, as a drawing, and why it did what it did."""
+"""A tree for a person: as text, as Python and C, as a drawing, and why it did what it did.
+
+``lines``, ``passed``, ``code`` and ``drawing`` take what is said at a leaf, so that other families of trees use them too.
+"""
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Callable, Sequence
 from html import escape
 
 from torch import Tensor
 
+from distillrl.records import ActionSpace
+from distillrl.students.fitted import Fitted, called
 from distillrl.students.tree import Tree
 
-
-def names(tree: Tree) -> list[str]:
-    """What each number that it reads is called: obs[2], where ``pick`` or ``drop`` came first by its original place."""
-    found: list[str] = []
-    groups = tree.sense.groups
-    for name in sorted(groups) if len(groups) > 1 else list(groups):
-        places = list(range(max(1, math.prod(groups[name].shape))))
-        for step in tree.sense.steps:
-            if step.kind == "choose" and step.group == name and len(step.indices) == len(places):
-                places = list(step.indices)
-        found += [f"{name}[{i}]" for i in places]
-    return found
+Leaf = Callable[[int], str]
+PYTHON = ("if x[{}] <= {!r}:", "else:", "")
+C = ("if (x[{}] <= {!r}f) {{", "} else {", "}")
 
 
-def _leaf(tree: Tree, node: int) -> bool:
+def as_text(policy: Fitted) -> str:
+    """One line a test and a leaf, indented; the first branch under a test is «yes»."""
+    return "\n".join(lines(policy.model, called(policy), lambda node: _said(policy.model, node)))
+
+
+def path(policy: Fitted, x: Tensor) -> list[str]:
+    """Why: the tests that the numbers x [F] (as the sense gives them) passed, and the action at the end."""
+    tests, node = passed(policy.model, called(policy), x)
+    return [*tests, _said(policy.model, node)]
+
+
+def as_python(policy: Fitted) -> str:
+    """A function ``act(x)`` of the numbers that the tree reads, float32, in plain Python."""
+    return function(policy, PYTHON, lambda node: [f"return {action(policy.model.space, policy.model.value[node])}"])
+
+
+def as_c(policy: Fitted) -> str:
+    """A function ``act`` of the numbers that the tree reads, in C."""
+    return function(policy, C, lambda node: c_action(policy.model.space, [f"{float(v)!r}f" for v in policy.model.value[node]] if policy.model.space.kind == "box" else None, policy.model.value[node]))
+
+
+def as_svg(policy: Fitted) -> str:
+    """A drawing: tests above, leaves below, «yes» to the left."""
+    return drawing(policy.model, called(policy), lambda node: f"action {action(policy.model.space, policy.model.value[node], 3)}")
+
+
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_leaf(tree: Tree, node: int) -> bool:
+    """Whether a node is one."""
     return int(tree.branches[node, 0]) == node
 
 
-def _action(tree: Tree, node: int) -> str:
-    if tree.spec.action.kind == "discrete":
-        return str(int(tree.value[node].argmax()) + tree.spec.action.start)
-    whole = tree.spec.action.kind != "box"
-    values = [str(int(v)) if whole else f"{v:.9g}" for v in tree.value[node].tolist()]
-    return f"[{', '.join(values)}]"
+def action(space: ActionSpace, value: Tensor, digits: int = 9) -> str:
+    """A leaf's action, as the environment counts it."""
+    if space.kind == "discrete":
+        return str(int(value.argmax()) + space.start)
+    whole = space.kind != "box"
+    return f"[{', '.join(str(int(v)) if whole else f'{v:.{digits}g}' for v in value.tolist())}]"
 
 
-def _share(tree: Tree, node: int) -> str:
-    if tree.spec.action.kind != "discrete":
-        return ""
-    return f" ({100 * float(tree.value[node].max()):.0f} % of the states here)"
+def c_action(space: ActionSpace, quantities: Sequence[str] | None, value: Tensor) -> list[str]:
+    """C that gives an action: a number of a discrete one, else its numbers written to ``action``."""
+    if space.kind == "discrete":
+        return [f"return {int(value.argmax()) + space.start};"]
+    given = quantities if quantities is not None else [str(int(v)) for v in value.tolist()]
+    return [*[f"action[{i}] = {v};" for i, v in enumerate(given)], "return;"]
 
 
-def as_text(tree: Tree) -> str:
-    """One line a test and a leaf, indented; the first branch under a test is «yes»."""
-    called, lines = names(tree), []
+def _said(tree: Tree, node: int) -> str:
+    share = f" ({100 * float(tree.value[node].max()):.0f} % of the states here)" if tree.space.kind == "discrete" else ""
+    return f"action {action(tree.space, tree.value[node])}{share}"
+
+
+def lines(tree: Tree, names: Sequence[str], leaf: Leaf) -> list[str]:
+    """The tree's tests and leaves, indented."""
+    said: list[str] = []
     stack = [(0, 0, "")]
     while stack:
         node, depth, word = stack.pop()
-        said = f"action {_action(tree, node)}{_share(tree, node)}" if _leaf(tree, node) else f"{called[int(tree.feature[node])]} <= {float(tree.threshold[node]):.6g}?"
-        lines.append("  " * depth + word + said)
-        if not _leaf(tree, node):
+        text = leaf(node) if is_leaf(tree, node) else f"{names[int(tree.feature[node])]} <= {float(tree.threshold[node]):.6g}?"
+        first, *more = text.split("\n")
+        said += ["  " * depth + word + first, *["  " * depth + " " * len(word) + line for line in more]]
+        if not is_leaf(tree, node):
             yes, no = tree.branches[node].tolist()
             stack += [(no, depth + 1, "no: "), (yes, depth + 1, "yes: ")]
-    return "\n".join(lines)
+    return said
 
 
-def path(tree: Tree, x: Tensor) -> list[str]:
-    """Why: the tests that the numbers x [F] (as the sense gives them) passed, and the action at the end."""
-    called, said, node = names(tree), [], 0
-    while not _leaf(tree, node):
+def passed(tree: Tree, names: Sequence[str], x: Tensor) -> tuple[list[str], int]:
+    """The tests on the way of x [F], as sentences, and the leaf at its end."""
+    said, node = [], 0
+    while not is_leaf(tree, node):
         feature, threshold = int(tree.feature[node]), float(tree.threshold[node])
         no = bool(x[feature] > tree.threshold[node])
-        said.append(f"{called[feature]} = {float(x[feature]):.6g} {'>' if no else '<='} {threshold:.6g}")
+        said.append(f"{names[feature]} = {float(x[feature]):.6g} {'>' if no else '<='} {threshold:.6g}")
         node = int(tree.branches[node, int(no)])
-    return [*said, f"action {_action(tree, node)}{_share(tree, node)}"]
+    return said, node
 
 
-def as_python(tree: Tree) -> str:
-    """A function ``act(x)`` of the numbers that the tree reads, float32, in plain Python."""
-    lines = ["def act(x):", *(f"    # x[{i}] is {name}" for i, name in enumerate(names(tree)))]
-    return "\n".join(lines + _code(tree, "if x[{}] <= {!r}:", "else:", "", "return {}")) + "\n"
+def signature(policy: Fitted, style: tuple[str, str, str], name: str = "act") -> list[str]:
+    """The head of a function: what each number is called, and its first line."""
+    read = [f"x[{i}] is {name}" for i, name in enumerate(called(policy))]
+    if style is PYTHON:
+        return [f"def {name}(x):", *(f"    # {line}" for line in read)]
+    kind = "int" if policy.spec.action.kind == "discrete" else "void"
+    out = "" if kind == "int" else f", {'float' if policy.spec.action.kind == 'box' else 'int'} *action"
+    needs = [] if kind == "int" else ["#include <math.h>"]
+    return [*needs, *(f"/* {line} */" for line in read), f"static {kind} {name}(const float *x{out}) {{"]
 
 
-def as_c(tree: Tree) -> str:
-    """A function ``act`` of the numbers that the tree reads, in C; of quantities it gives the number of the leaf's row in ``values``."""
-    head = [f"/* x[{i}] is {name} */" for i, name in enumerate(names(tree))]
-    rows = []
-    if tree.spec.action.kind != "discrete":
-        leaves = [m for m in range(len(tree.feature)) if _leaf(tree, m)]
-        body = ",\n".join("  {" + _action(tree, m)[1:-1] + "}" for m in leaves)
-        rows = [f"static const float values[{len(leaves)}][{tree.outputs}] = {{", body, "};"]
-    code = _code(tree, "if (x[{}] <= {!r}f) {{", "} else {", "}", "return {};", numbered=tree.spec.action.kind != "discrete")
-    return "\n".join([*head, *rows, "static int act(const float *x) {", *code, "}"]) + "\n"
+def function(policy: Fitted, style: tuple[str, str, str], leaf: Callable[[int], list[str]]) -> str:
+    """A function of nested tests."""
+    tree = getattr(policy.model, "tree", policy.model)
+    end = [] if style is PYTHON else ["}"]
+    return "\n".join([*signature(policy, style), *code(tree, style, leaf), *end]) + "\n"
 
 
-def _code(tree: Tree, test: str, otherwise: str, close: str, leaf: str, numbered: bool = False) -> list[str]:
+def code(tree: Tree, style: tuple[str, str, str], leaf: Callable[[int], list[str]]) -> list[str]:
     """Nested tests; the tree is walked with a stack, as it may be deep."""
-    lines: list[str] = []
-    number = itertools.count()
-    order = {m: next(number) for m in range(len(tree.feature)) if _leaf(tree, m)}
+    test, otherwise, close = style
+    said: list[str] = []
     stack: list[tuple[int | str, int]] = [(0, 1)]
     while stack:
         node, depth = stack.pop()
         space = "    " * depth
         if isinstance(node, str):
-            lines += [space + node] if node else []
-        elif _leaf(tree, node):
-            lines.append(space + leaf.format(order[node] if numbered else _action(tree, node)))
+            said += [space + node] if node else []
+        elif is_leaf(tree, node):
+            said += [space + line for line in leaf(node)]
         else:
             yes, no = tree.branches[node].tolist()
-            lines.append(space + test.format(int(tree.feature[node]), float(tree.threshold[node])))
+            said.append(space + test.format(int(tree.feature[node]), float(tree.threshold[node])))
             stack += [(close, depth), (no, depth + 1), (otherwise, depth), (yes, depth + 1)]
-    return lines
+    return said
 
 
-def as_svg(tree: Tree) -> str:
-    """A drawing: tests above, leaves below, «yes» to the left."""
-    called, places, column = names(tree), {}, itertools.count()
+def drawing(tree: Tree, names: Sequence[str], leaf: Leaf) -> str:
+    """An SVG page of the tree."""
+    places, column = {}, itertools.count()
     stack: list[tuple[int, int, bool]] = [(0, 0, False)]
     while stack:
         node, depth, done = stack.pop()
-        if _leaf(tree, node):
+        if is_leaf(tree, node):
             places[node] = (130.0 * next(column) + 65, 80.0 * depth + 30)
         elif done:
             yes, no = tree.branches[node].tolist()
@@ -119,14 +152,23 @@ def as_svg(tree: Tree) -> str:
         else:
             yes, no = tree.branches[node].tolist()
             stack += [(node, depth, True), (no, depth + 1, False), (yes, depth + 1, False)]
-    width, height = 130 * tree.leaves, max(y for _, y in places.values()) + 30
-    lines, boxes = [], []
+    edges, boxes = [], []
     for node, (x, y) in sorted(places.items()):
-        text = f"action {_action(tree, node)}" if _leaf(tree, node) else f"{called[int(tree.feature[node])]} ≤ {float(tree.threshold[node]):.3g}"
-        colour = "#dff0d8" if _leaf(tree, node) else "#eef"
-        boxes.append(f'<rect x="{x - 60:g}" y="{y - 14:g}" width="120" height="28" rx="5" fill="{colour}" stroke="#888"/><text x="{x:g}" y="{y + 4:g}">{escape(text)}</text>')
-        if not _leaf(tree, node):
-            for child in tree.branches[node].tolist():
-                lines.append(f'<line x1="{x:g}" y1="{y + 14:g}" x2="{places[child][0]:g}" y2="{places[child][1] - 14:g}" stroke="#888"/>')
+        end = is_leaf(tree, node)
+        text = leaf(node) if end else f"{names[int(tree.feature[node])]} ≤ {float(tree.threshold[node]):.3g}"
+        boxes.append(_box(x, y, text.split("\n"), "#dff0d8" if end else "#eef"))
+        for child in [] if end else tree.branches[node].tolist():
+            edges.append(f'<line x1="{x:g}" y1="{y + 14:g}" x2="{places[child][0]:g}" y2="{places[child][1] - 14:g}" stroke="#888"/>')
+    most = max(leaf(node).count("\n") for node in places if is_leaf(tree, node))
+    return page(130 * tree.leaves, max(y for _, y in places.values()) + 30 + 15 * most, "".join(edges + boxes))
+
+
+def _box(x: float, y: float, said: list[str], colour: str) -> str:
+    rect = f'<rect x="{x - 60:g}" y="{y - 14:g}" width="120" height="{28 + 15 * (len(said) - 1)}" rx="5" fill="{colour}" stroke="#888"/>'
+    return rect + "".join(f'<text x="{x:g}" y="{y + 4 + 15 * i:g}">{escape(line)}</text>' for i, line in enumerate(said))
+
+
+def page(width: float, height: float, inside: str) -> str:
+    """An SVG document."""
     style = 'font-family="sans-serif" font-size="12" text-anchor="middle"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="{width}" height="{height:g}" {style}>{"".join(lines + boxes)}</svg>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" {style}>{inside}</svg>'

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from distillrl.errors import Misconfigured
 from distillrl.students.cnn import Fused, Image, Residual
+from distillrl.students.fitted import Fitted
 from distillrl.students.networks import Network
-from distillrl.students.tree import Tree
+from distillrl.targets import fitting, sensing
 from distillrl.targets import plan as steps
-from distillrl.targets import sensing
 from distillrl.targets.plan import Decode, Floats, Input, Plan
 from distillrl.targets.sensing import CODE, Builder
 from distillrl.teachers.chain import Affine
@@ -39,11 +39,11 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
 
     Raises Misconfigured where it is no Network, has a layer or a sense that has no plan, or holds NaN.
     """
-    if isinstance(policy, Tree):
-        return _tree(policy, sampled)
+    if isinstance(policy, Fitted):
+        return fitting.trace(policy, sampled)
     if not isinstance(policy, Network):
         raise Misconfigured(
-            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks and trees; the target torch carries any torch policy"
+            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks, trees and formulas; the target torch carries any torch policy"
         )
     builder = Builder({}, [])
     groups = sensing.sense(builder, policy)
@@ -61,27 +61,6 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
     inputs += (noise,) if noise is not None else ()
     log_std = None if policy.log_std is None or policy.sde else _floats(policy.log_std)
     return Plan(inputs, tuple(builder.states), tuple(builder.ops), raw, _decode(policy), builder.shapes, log_std, decided, noise.name if noise else "")
-
-
-def _tree(policy: Tree, sampled: bool) -> Plan:
-    """A tree's leaf gives scores of a choice, or the action itself, which is made scores where it is of whole numbers."""
-    if sampled:
-        raise Misconfigured("a tree has no distribution to sample from: export it without --sampled")
-    b = Builder({}, [])
-    x = sensing.flatten(b, sensing.sense(b, policy), policy.sense.groups)
-    value, space = _floats(policy.value), policy.spec.action
-    kind = HEADS[policy.head.kind]
-    if space.kind == "multibinary":
-        kind, value = "threshold", value - np.float32(0.5)
-    elif space.kind == "multidiscrete":
-        chosen = value.astype(int)
-        kind, value = "multi", np.concatenate([np.eye(n, dtype=np.float32)[chosen[:, k]] for k, n in enumerate(space.nvec)], 1)
-    parts = (policy.feature, policy.branches)
-    feature, branches = (v.cpu().numpy().astype(np.int32) for v in parts)
-    raw = b.add(steps.Branches(b.name(), x, feature, _floats(policy.threshold), branches, value, policy.deepest), (value.shape[1],))
-    inputs = tuple(sensing.to_input(name, group, b) for name, group in policy.spec.observations.items() if any(name in steps.reads(op) for op in b.ops))
-    decode = Decode(kind, space.shape, space.dtype, space.start, space.nvec if kind == "multi" else (), space.low, space.high)
-    return Plan(inputs, tuple(b.states), tuple(b.ops), raw, decode, b.shapes)
 
 
 def _floats(tensor: Tensor) -> Floats:
