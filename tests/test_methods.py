@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from test_distillation import gaussian_teacher, run, steer
@@ -79,11 +78,12 @@ def test_the_table_is_whole_and_printed():
 
 
 def test_finetuning_trains_the_critic_before_the_policy(tmp_path):
-    result = run(tmp_path, method="finetune", until="none", env_steps=12_000, **QUICK)
+    result = run(tmp_path, method="finetune", until="none", env_steps=10_000, **QUICK)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     phases = [line["phase"] for line in lines]
     assert sorted(set(phases)) == [0, 1, 2]
-    assert phases.count(1) == 10
     critic = [line["term.return_mse"] for line in lines if line["phase"] == 1]
-    assert np.mean(critic[-3:]) < np.mean(critic[:2])
+    assert critic[-1] < critic[0]
+    assert lines[0]["labels"] > 0
+    assert len({line["labels"] for line in lines if line["phase"] > 0}) == 1, "the reward alone asks the teacher nothing"
     assert result.verdict["retention"]["value"] > 0.9

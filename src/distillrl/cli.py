@@ -108,6 +108,7 @@ def _with(options: list[Any]) -> Any:
 @click.option("--slots", type=int, help="Environments side by side.")
 @click.option("--threads", type=int, help="Torch threads; 1 is fastest for small networks.")
 @click.option("--device", help="cpu, cuda, …")
+@click.option("--finetune", is_flag=True, default=None, help="After distilling go on by the reward alone: the critic first, then PPO.")
 @click.option("--init", help="Begin from this student.")
 @click.option("--out", help="The run folder.  [default: runs/ENVIRONMENT-TIME]")
 @click.option("--config", "config_file", help="A config.toml; flags override it.")

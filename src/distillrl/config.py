@@ -16,6 +16,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from distillrl.errors import Failed, Misconfigured, nearest
 
+BOUNDS = {"agreement": 1.0, "return": float("inf"), "retention": float("inf"), "explained_variance": 1.0, "spent": 1.0}
+"""What a phase may end by, and the most that it can be."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -34,7 +37,9 @@ class Phase:
     train: str = "all"
     """"all", or the names of the parts that learn, such as "value"."""
     rounds: int = 0
-    """Rounds of this phase; 0: until the run ends."""
+    """Rounds of this phase at most; 0: until the run ends."""
+    until: str = "none"
+    """The phase ends where one of these is reached: aim (the run's), agreement=, return=, retention=, explained_variance= (of the critic, up to 1), spent= (share of the budget)."""
     first: int = 64
     """Steps of each environment in round 0, from which the student's normaliser is measured."""
     steps: int = 32
@@ -64,6 +69,9 @@ class Phase:
                 raise Misconfigured(f"{name} = {getattr(self, name)}: a number from 0 to 1 is right")
         for name in ("first", "steps", "updates", "batch", "n"):
             _positive(name, getattr(self, name))
+        if self.rounds < 0:
+            raise Misconfigured(f"rounds = {self.rounds}: a whole number from 0 (no bound) on is right")
+        bounds(self.until)
         if not 0 <= self.average < 1:
             raise Misconfigured(f"average = {self.average}: a decay from 0 (off) to below 1 is right")
         if not 0 < self.lr < 10:
@@ -116,6 +124,8 @@ class Config:
     checkpoint_seconds: float = 5.0
     """A checkpoint is written about this often; 0: after every round."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    finetune: bool = False
+    """After distilling go on by the reward alone, the critic first; settled into the phases."""
     terms: str | None = None
     """Objectives with weights in place of the method's, or with a leading + beside them; settled into the phases."""
     phase: tuple[Phase, ...] = ()
@@ -192,6 +202,24 @@ def aim(text: str | None) -> tuple[str, float] | None:
     return name.strip(), value
 
 
+def bounds(text: str) -> dict[str, float]:
+    """A phase's ``until``: ``explained_variance=0.5, spent=0.3`` → {name: bound}, {} for none; ``aim`` has no number (nan). Raises Misconfigured."""
+    found: dict[str, float] = {}
+    for part in (p.strip() for p in text.split(",")):
+        if part.lower() in {"none", ""}:
+            continue
+        name, equals, number = (x.strip() for x in part.partition("="))
+        _choice("a phase's until", name, (*BOUNDS, "aim"))
+        try:
+            found[name] = float(number) if equals else float("nan")
+        except ValueError:
+            raise Misconfigured(f"a phase's until = {text!r}: {number!r} is no number; write it as explained_variance=0.5 or agreement=0.95") from None
+        if (name == "aim") == bool(equals) or (equals and not -float("inf") < found[name] <= BOUNDS[name]):
+            right = "aim stands alone" if name == "aim" else f"{name}=NUMBER" + (f", at most {BOUNDS[name]:g}," if BOUNDS[name] < float("inf") else "")
+            raise Misconfigured(f"a phase's until = {text!r}: {right} is right")
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
     """The raw keys of a TOML file; raises Failed or Misconfigured with the line."""
     try:
@@ -224,7 +252,7 @@ def _plain(record: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for f in dataclasses.fields(record):
         value = getattr(record, f.name)
-        if f.name == "until" and value is None:
+        if f.name == "until" and value is None:  # the run's
             value = "none"
         if value is None or (f.name in {"phase", "teachers"} and not value):
             continue

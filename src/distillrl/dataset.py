@@ -50,27 +50,32 @@ class Dataset:
         return len(self.rows)
 
     def append(self, rollout: Rollout) -> None:
-        """Add a rollout after the last one (or in its place, where only the round is kept)."""
-        assert rollout.teacher is not None
-        self._teacher = rollout.teacher
+        """Add a rollout after the last one (or in its place, where only the round is kept). One without any label is for terms that ask
+        nothing of the teacher: there every valid state may be drawn.
+        """
+        self._teacher = rollout.teacher or Prediction()
         chunk = {f"obs.{k}": v for k, v in rollout.obs.items()}
         length, slots = rollout.valid.shape
-        chunk.update({f"teacher.{k}": v for k, v in tensors(rollout.teacher).items()})
+        chunk.update({f"teacher.{k}": v for k, v in tensors(self._teacher).items()})
         for name in ("action", "reward", "terminated", "truncated", "starts", "weight", "behaviour_log_prob", "task"):
             if getattr(rollout, name) is not None:
                 chunk[name] = getattr(rollout, name)
         chunk.update({f"extra.{k}": v for k, v in rollout.extra.items()})
         if self.heavy or any(v.dtype == torch.uint8 and v[0, 0].numel() >= IMAGE for v in rollout.obs.values()):
-            one = isinstance(rollout.teacher.action, Categorical)
+            one = isinstance(self._teacher.action, Categorical)
             chunk = {name: _half(value, one and name.endswith("logits")) if name.startswith(HALF) else value for name, value in chunk.items()}
-        drawable = (rollout.valid & rollout.labelled).reshape(-1).nonzero().squeeze(-1)
+        drawn = rollout.valid if rollout.teacher is None else rollout.valid & rollout.labelled
+        drawable = drawn.reshape(-1).nonzero().squeeze(-1)
         self._extend(chunk, drawable, length, slots, fresh=rollout.fresh)
 
     def _extend(self, chunk: Mapping[str, Tensor], drawable: Tensor, length: int, slots: int, fresh: bool) -> None:
         if self.keep == "round":
             self._forget()
+            self._store = {name: value for name, value in self._store.items() if name in chunk}
         elif fresh and self.steps:
             self.steps += 1  # the row that holds the last observations of what was cut stays as it is, never drawn
+        if self.steps and set(chunk) - set(self._store) - {"weight"}:
+            self.rows = self.rows[:0]  # the older states lack what is asked now
         for name, value in chunk.items():
             self._room(name, value, self.steps + len(value))[self.steps : self.steps + len(value)] = value
         self.rows = torch.cat([self.rows, drawable + self.steps * slots])

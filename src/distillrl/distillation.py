@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 import distillrl
-from distillrl import advantages, artifact, diagnosis, envs, evaluation, hardcases, learn, students, teachers, weights
+from distillrl import advantages, artifact, diagnosis, envs, evaluation, hardcases, learn, phases, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
 from distillrl.errors import DistillError, Failed, Misconfigured
 from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement
-from distillrl.records import Progress, Rollout, over_states
+from distillrl.records import Prediction, Progress, Rollout, over_states
 from distillrl.runs import Folder
-from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget
+from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
 from distillrl.senses import Normalise
-from distillrl.settling import Setup, State, all_wants, begin, enter_phase, example_batch, label_wants, settle
+from distillrl.settling import Setup, State, all_wants, asks_teacher, begin, enter_phase, example_batch, label_wants, label_words, settle
 from distillrl.states import Drive, Who, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
@@ -175,23 +175,25 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         drive.reseed(setup.teacher, playing)
     wanted = phase.first if state.progress.round == 0 and state.progress.phase == 0 else phase.steps
     steps = max(1, min(wanted, _room(setup.config, state.progress) // drive.n))
-    beta = weights.parse(phase.beta)(replace(state.progress, round=state.phase_round))
+    now = phases.at(state.progress, state.phase_round)
+    beta = weights.parse(phase.beta)(now)
+    ask = asks_teacher(setup, state, state.progress.phase)
     try:
         with torch.inference_mode():
-            who = Who(beta, phase.by, phase.sampled, weights.parse(phase.noise)(replace(state.progress, round=state.phase_round)))
-            wants = label_wants(state.gradient.terms)
+            who = Who(beta, phase.by, phase.sampled, weights.parse(phase.noise)(now))
+            wants = label_wants(setup, state)
             if state.hard["bad"]:
                 rollout, drive = hardcases.collect(setup, state, _room(setup.config, state.progress) // drive.n, who, wants)
             else:
-                rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen)
+                rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen, ask)
             rollout = _enriched(setup, state, phase, rollout, drive)
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
         state.dataset.append(rollout)
-        same = _agreement(state.gradient.averaged, rollout, state.dataset)
-        count = int(rollout.valid.sum())
-        state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + count, budget=setup.config.env_steps)
+        same, explained = _agreement(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
+        count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
+        state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=setup.config.env_steps)
         learnt = state.gradient.learn(state.dataset, state.progress)
     except Failed as error:
         kept = folder.save_states({"obs": dict(drive.obs), "student": state.student.state_dict()}, state.progress.round)
@@ -207,7 +209,8 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         "steps_per_second": round(count / max(1e-9, collected - began), 1),
         "learn_seconds": round(seconds - (collected - began), 4),
         "beta": beta,
-        "agreement": round(same, 4),
+        **({} if same is None else {"agreement": round(same, 4)}),
+        **({} if explained is None else {"explained_variance": round(explained, 4)}),
         **learnt,
     }
 
@@ -234,21 +237,23 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
 
 
 @torch.inference_mode()
-def _agreement(student: Policy, rollout: Rollout, dataset: Dataset) -> float:
-    """Share of the round's states, the rollout just appended, in which student (as it was) and teacher choose the same.
+def _agreement(student: Policy, rollout: Rollout, dataset: Dataset) -> float | None:
+    """Share of the round's labelled states, the rollout just appended, in which student (as it was) and teacher choose the same.
 
-    Exact where the student's memory is a function of the last observations; another kind of memory is left out.
+    None without labels. Exact where the student's memory is a function of the last observations; another kind of memory is left out.
     """
-    assert rollout.teacher is not None
+    asked = (rollout.valid & rollout.labelled).flatten()
+    if rollout.teacher is None or not bool(asked.any()):
+        return None
     length, slots = rollout.valid.shape
     label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
-    valid, first, same = rollout.valid.flatten(), (dataset.steps - length) * slots, []
+    first, same = (dataset.steps - length) * slots, list[torch.Tensor]()
     for part in torch.arange(length * slots).split(AGREEMENT_STATES):
         obs = {k: v[:-1].flatten(0, 1)[part] for k, v in rollout.obs.items()}
         memory = dataset.remembered(first + part)
         prediction, _ = student.act(obs, memory, rollout.starts.flatten()[part] if memory else None, ACTION)
         same.append(agreement(prediction, over_states(lambda x, part=part: x[part], label)))
-    return float(torch.cat(same)[valid].float().mean())
+    return float(torch.cat(same)[asked].float().mean())
 
 
 # ── selecting ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,23 +262,40 @@ def _agreement(student: Policy, rollout: Rollout, dataset: Dataset) -> float:
 def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
     """Evaluate where it is time, decide whether the run ends, move on to the next round or phase."""
     config, progress = setup.config, state.progress
-    phase = config.phase[progress.phase]
+    phase, last, before = config.phase[progress.phase], progress.phase + 1 == len(config.phase), settled(config, state)
     state.phase_round += 1
     over = spent_budget(config, state)
-    last_of_phase = bool(phase.rounds) and state.phase_round >= phase.rounds
-    over = over or ("phases" if last_of_phase and progress.phase + 1 == len(config.phase) else "")
+    labelled = over == "labels" and not last and not asks_teacher(setup, state, progress.phase + 1)  # what follows needs none
+    over = "" if labelled or (over == "labels" and not asks_teacher(setup, state, progress.phase)) else over
+    known = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    ends = labelled or _phase_over(config, phase, state, known)
+    over = over or ("phases" if ends and last else "")
     if over or evaluation_due(state):
-        metrics.update(evaluate_student(setup, state))
-    state.ended = "aim" if settled(config, state) else over
-    state.progress = replace(progress, round=progress.round + 1, metrics={k: v for k, v in metrics.items() if isinstance(v, int | float)})
-    if last_of_phase and not state.ended:
-        state.progress, state.phase_round = replace(state.progress, phase=progress.phase + 1), 0
-        enter_phase(setup, state, state.progress.phase)
+        known |= (measured := evaluate_student(setup, state))
+        metrics.update(measured)
+        ends = ends or _phase_over(config, phase, state, known)
+    state.ended = "aim" if settled(config, state) and not before and (last or "aim" not in configuration.bounds(phase.until)) else over or ("phases" if ends and last else "")
+    state.progress = replace(state.progress, round=progress.round + 1, metrics={k: v for k, v in known.items() if v is not None})
+    if ends and not state.ended:
+        _next_phase(setup, state)
+
+
+def _phase_over(config: Config, phase: configuration.Phase, state: State, metrics: Mapping[str, Any]) -> bool:
+    return phases.over(phase, state.phase_round, metrics, state.progress, spent_share(config, state.progress), settled(config, state))
+
+
+def _next_phase(setup: Setup, state: State) -> None:
+    """Go on from the averaged student, which is the one that was measured; what the next phase keeps otherwise begins empty."""
+    state.student.load_state_dict(state.gradient.averaged.state_dict())
+    state.progress, state.phase_round = replace(state.progress, phase=state.progress.phase + 1), 0
+    if setup.config.phase[state.progress.phase].keep != state.dataset.keep:
+        state.dataset, state.saved_steps, state.first_part = Dataset(), 0, state.parts
+    enter_phase(setup, state, state.progress.phase)
 
 
 # ── checkpoint, resume, end ───────────────────────────────────────────────────────────────────────────────────────
 
-_PLAIN = ("phase_round", "hard", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached")
+_PLAIN = ("phase_round", "hard", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached", "first_part")
 
 
 def _save(state: State, folder: Folder) -> None:
@@ -307,8 +329,8 @@ def _resume(setup: Setup, folder: Folder) -> State:
     enter_phase(setup, state, state.progress.phase)
     state.gradient.load_state_dict(values["gradient"])
     state.drive.load_state_dict(values["drive"])
-    like = example_batch(setup, state, all_wants(state.gradient.terms)).teacher
-    state.dataset.restore([p for p in parts if p], like)
+    like = example_batch(setup, state, label_words(setup, state)).teacher
+    state.dataset.restore([p for p in parts[values["first_part"] :] if p], like if asks_teacher(setup, state, state.progress.phase) else Prediction())
     state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
     for name in _PLAIN:
         setattr(state, name, values[name])

@@ -10,6 +10,7 @@ from distillrl import config as configuration
 from distillrl import evaluation, hardcases, stats
 from distillrl.config import Config
 from distillrl.envs import Seeds
+from distillrl.records import Progress
 from distillrl.settling import Setup, State, generator
 
 FREE_EVALUATIONS = 4
@@ -26,6 +27,16 @@ def spent_budget(config: Config, state: State) -> str:
     if config.labels is not None and config.labels - progress.labels < slots:
         return "labels"
     return "seconds" if config.seconds is not None and state.seconds >= config.seconds else ""
+
+
+def spent_share(config: Config, progress: Progress) -> float:
+    """The share of the run's budget that is spent, 0 to 1: of environment steps, labels or rounds, whichever is furthest. The clock doesn't count."""
+    shares = [progress.env_steps / config.env_steps]
+    if config.labels is not None:
+        shares.append(progress.labels / config.labels)
+    if config.rounds is not None:
+        shares.append((progress.round + 1) / config.rounds)
+    return min(1.0, max(shares))
 
 
 def evaluation_due(state: State) -> bool:

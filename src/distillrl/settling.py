@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distillrl import artifact, envs, heads, learn, methods, objectives, seeing, senses, students, teachers, weights
+from distillrl import artifact, envs, heads, learn, methods, objectives, phases, seeing, senses, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.actions import Gaussian
 from distillrl.config import Config, Phase
@@ -63,6 +63,8 @@ class State:
     seconds: float = 0.0
     lines: int = 0
     parts: int = 0
+    first_part: int = 0
+    """The part that the data set begins with; what came before was of a phase that kept otherwise."""
     saved_steps: int = 0
     ended: str = ""
     reached: bool = False
@@ -86,16 +88,26 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
     grown = students.grown(config.student)
-    method = "viper-tree" if config.method == "auto" and grown else config.method
-    phases = config.phase or methods.expand(method, policy.gives, spec)
-    if config.terms is not None:
-        phases = configuration.with_terms(phases, config.terms)
+    found_phases = _phases(replace(config, method="viper-tree" if config.method == "auto" and grown else config.method), policy.gives, spec)
     worst_of = (WORST_OF if grown else 0) if config.worst_of is None else config.worst_of
-    config = replace(config, phase=phases, terms=None, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
+    config = replace(config, phase=found_phases, terms=None, finetune=False, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
     return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes)
+
+
+def _phases(config: Config, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """What the run will do: the method's phases or those given, with other terms, and fine-tuning behind them where it is asked for."""
+    further = config.finetune or (config.method == "finetune" and not config.phase)
+    found = config.phase or methods.expand("dagger" if config.method == "finetune" else config.method, gives, spec)
+    if config.terms is not None:
+        found = configuration.with_terms(found, config.terms)
+    found = methods.with_finetuning(found) if further else found
+    if further and students.grown(config.student):
+        raise Misconfigured(f"--finetune goes on by gradients, but --student {config.student} is grown: take a network, such as mlp:16x16")
+    phases.check(found)
+    return found
 
 
 def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:
@@ -132,7 +144,10 @@ def begin(setup: Setup) -> State:
         if head is not None:
             student = students.make(config.student, setup.spec, generator(config.seed, "student"), head, config.see)
     drive.begin(setup.teacher, student)
-    return enter_phase(setup, State(student, drive, Dataset(), None), 0)  # type: ignore[arg-type]  # enter_phase makes the learner
+    state = State(student, drive, Dataset(), None)  # type: ignore[arg-type]  # enter_phase makes the learner
+    for number in reversed(range(len(config.phase))):  # each is tried out before round 0, the first last
+        enter_phase(setup, state, number)
+    return state
 
 
 def _head(setup: Setup, drive: Drive) -> str | None:
@@ -147,6 +162,7 @@ def _head(setup: Setup, drive: Drive) -> str | None:
 def enter_phase(setup: Setup, state: State, number: int) -> State:
     """Make the learner of a phase, after its dry run."""
     phase = setup.config.phase[number]
+    phases.fits(phase, number, phase_wants(setup, state, number), state.student)
     if getattr(state.student, "grown", False):
         return _enter_growing(setup, state, number)
     heads.add(state.student, wanted_heads(setup, state), setup.spec, generator(setup.config.seed, "heads"))
@@ -215,9 +231,33 @@ def example_batch(setup: Setup, state: State, wants: frozenset[str]) -> Batch:
     )
 
 
-def label_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:
-    """What the teacher is asked for, in a policy's words."""
-    return as_words(all_wants(terms), "teacher")
+def label_wants(setup: Setup, state: State) -> frozenset[str]:
+    """What the teacher is asked for, in a policy's words; by all phases that keep all states, so that a later one can learn from them too."""
+    return as_words(label_words(setup, state), "teacher")
+
+
+def label_words(setup: Setup, state: State) -> frozenset[str]:
+    """As ``label_wants``, in the words of objectives."""
+    together = [all_wants(state.gradient.terms)]
+    if state.dataset.keep == "all":
+        together += [phase_wants(setup, state, i) for i, p in enumerate(setup.config.phase) if p.keep == "all"]
+    return frozenset().union(*together)
+
+
+def asks_teacher(setup: Setup, state: State, number: int) -> bool:
+    """Whether a phase asks the teacher anything."""
+    return phases.asks(setup.config.phase[number], phase_wants(setup, state, number), getattr(state.student, "grown", False))
+
+
+def phase_wants(setup: Setup, state: State, number: int) -> frozenset[str]:
+    """What the terms of a phase read, in the words of objectives."""
+    found: set[str] = set()
+    if getattr(state.student, "grown", False):
+        return frozenset()  # its learner reads no terms
+    for name, given in setup.config.phase[number].terms.items():
+        options = {k: v for k, v in given.items() if k != "weight"} if isinstance(given, Mapping) else {}
+        found |= _wants(setup, state, name, options)
+    return frozenset(found)
 
 
 def all_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:
@@ -227,11 +267,8 @@ def all_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str
 
 def wanted_heads(setup: Setup, state: State) -> dict[str, Any]:
     """{head: its size} of all phases' terms together, so that a resumed run has the same ones; sizes as the teacher's."""
-    found: set[str] = set()
-    for phase in setup.config.phase:
-        for name, given in phase.terms.items():
-            options = {k: v for k, v in given.items() if k != "weight"} if isinstance(given, Mapping) else {}
-            found |= {w.removeprefix("student.") for w in _wants(setup, state, name, options) if w.startswith("student.")}
+    together = frozenset[str]().union(*(phase_wants(setup, state, i) for i in range(len(setup.config.phase))))
+    found = {w.removeprefix("student.") for w in together if w.startswith("student.")}
     missing = found & heads.CAN_BE_ADDED - state.student.gives
     if "quantiles" in missing:
         quantiles = example_batch(setup, state, frozenset({"teacher.quantiles"})).teacher.quantiles

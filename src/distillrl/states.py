@@ -80,10 +80,10 @@ class Drive:
         self._fresh_at, self._history, self._first = self.ticks, [], self.ticks
         self._began[:] = self.ticks
 
-    def collect(self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], keep: frozenset[str]) -> Rollout:
+    def collect(self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], keep: frozenset[str], labelling: bool = True) -> Rollout:
         """``steps`` ticks of all slots, labelled by the teacher; ``keep`` names the observation groups that are stored.
 
-        A teacher without memory that drives nothing is asked once, at the end, for all states together.
+        A teacher without memory that drives nothing is asked once, at the end, for all states together; without ``labelling`` not at all.
         """
         n, groups = self.n, [k for k in self.obs if k in keep or k not in self.spec.observations]
         obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
@@ -114,11 +114,13 @@ class Drive:
             rows = {k: obs[k][t + 1] for k in groups}
             self._step(to_environment(action, self.spec), reward[t], ended[:, t], rows)
             episode[t] = self.index
+        prediction = None
         if ask:
             prediction = over_states(lambda *x: torch.stack(x), *labels)
-        else:
+        elif labelling:
             prediction = label_all(teacher, {k: obs[k][:-1] for k in obs}, wants)
-        _refuse_nan(prediction, torch.from_numpy(valid))
+        if prediction is not None:
+            _refuse_nan(prediction, torch.from_numpy(valid))
         if not bool(np.isfinite(reward).all()):
             raise Failed("the environment gave a reward that is NaN or infinite")
         return Rollout(
@@ -130,7 +132,7 @@ class Drive:
             starts=torch.from_numpy(starts),
             valid=torch.from_numpy(valid),
             driver=torch.where(by_teacher, 0, 1).to(torch.int8).expand(steps, n),
-            labelled=torch.ones(steps, n, dtype=torch.bool),
+            labelled=torch.full((steps, n), prediction is not None),
             teacher=prediction,
             student=None,
             episode=torch.from_numpy(episode),

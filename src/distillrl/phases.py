@@ -1,0 +1,82 @@
+"""What holds for all phases of a run before round 0, what one asks of the teacher, and when one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from distillrl import config as configuration
+from distillrl import weights
+from distillrl.config import Phase
+from distillrl.errors import Misconfigured, Missing
+from distillrl.records import Progress, Rollout
+
+CRITIC = frozenset({"extra.return", "extra.advantage"})
+"""What a term wants where there is a critic whose explained variance can be told."""
+
+
+def check(phases: tuple[Phase, ...]) -> None:
+    """Every schedule of every phase parses; raises Misconfigured that names the phase."""
+    for number, phase in enumerate(phases):
+        try:
+            for text in (phase.beta, phase.noise):
+                weights.parse(text)
+        except Misconfigured as error:
+            raise Misconfigured(f"phase {number + 1}: {error}") from None
+        if not phase.rounds and number + 1 < len(phases) and not configuration.bounds(phase.until):
+            raise Misconfigured(f"phase {number + 1} never ends, so that the next is never reached: give it rounds, or until")
+
+
+def fits(phase: Phase, number: int, wants: frozenset[str], student: Any) -> None:
+    """Whether a phase can be done by this student with these wants of its terms; raises Misconfigured or Missing, before round 0."""
+    if getattr(student, "grown", False):
+        if phase.train != "all":
+            raise Misconfigured(f"phase {number + 1} trains {phase.train!r} alone, but a tree is grown, not descended: take a network, such as --student mlp:16x16")
+        return
+    if "explained_variance" in configuration.bounds(phase.until) and not wants & CRITIC:
+        raise Misconfigured(f"phase {number + 1} ends by explained_variance, but none of its terms has a critic: add return_mse")
+    if student.init(1) and any(w == "behaviour_log_prob" or w.startswith("extra.") for w in wants):
+        raise Missing("terms on reward need a student without memory: its values are asked for all states at once; take an mlp, or other terms")
+
+
+def asks(phase: Phase, wants: frozenset[str], grown: bool = False) -> bool:
+    """Whether a phase asks the teacher anything: by its terms or its driver. Learning by the reward alone does not."""
+    alone = weights.parse(phase.beta) == weights.parse(0)
+    return grown or phase.critical or not alone or any(w.startswith("teacher.") for w in wants)
+
+
+def over(phase: Phase, rounds: int, metrics: Mapping[str, Any], progress: Progress, spent: float, reached: bool) -> bool:
+    """Whether a phase has ended after so many ``rounds`` of its own: by their number, or by one of the figures that ``until`` names.
+
+    ``spent`` is the share of the run's budget, ``reached`` whether the run's aim is.
+    """
+    if phase.rounds and rounds >= phase.rounds:
+        return True
+    figures = {**metrics, "return": metrics.get("return.student"), "spent": spent}
+    for name, bound in configuration.bounds(phase.until).items():
+        value = figures.get(name)
+        if reached if name == "aim" else value is not None and value >= bound:
+            return True
+    return False
+
+
+def explained_variance(rollout: Rollout) -> float | None:
+    """1 − Var(return − V) / Var(return) over a rollout's valid steps, as its critic was when it was driven: 1 knows all, 0 no more than
+    the mean, below 0 less than that. The return is GAE's, A + V. None where no term has a critic.
+    """
+    if not {"return", "advantage"} <= set(rollout.extra):
+        return None
+    error, total = (_variance(rollout.extra[name][rollout.valid]) for name in ("advantage", "return"))
+    return 1 - error / total if total > 0 else None
+
+
+def at(progress: Progress, phase_round: int) -> Progress:
+    """As a phase's own schedules see it: rounds counted from its beginning."""
+    return replace(progress, round=phase_round)
+
+
+def _variance(x: Tensor) -> float:
+    return float(x.var(correction=0)) if len(x) else 0.0
