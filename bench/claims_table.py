@@ -154,6 +154,8 @@ def rows(seen: Seen) -> list[list[str]]:
         )
     lines.append(["seen − unseen episodes, beyond the teacher’s", "0", *[said(interval(v := seen.gap(who)), len(v), "+") for who in PLAYERS], ""])
     lines += [[condition, *counted(seen.returns, condition), difference(seen, condition)] for condition in seen.conditions()]
+    spent = [statistics.median(v["seconds"] for v in seen.cells[who].values()) if seen.cells[who] else None for who in PLAYERS]
+    lines.append(["processor seconds of the training, selecting included", "", *["–" if x is None else f"{x:.0f}" for x in spent], ""])
     for name, words in (("multiply_adds", "multiply-adds a decision"), ("latency_us", "latency, µs (the least)"), ("parameters", "parameters")):
         least = [min((v[name] for v in seen.cells[who].values() if v[name] is not None), default=None) for who in players]
         lines.append([words, *["–" if x is None else f"{x:,.0f}" for x in least], ""])

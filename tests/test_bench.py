@@ -82,7 +82,7 @@ def test_the_pages_have_the_markers_that_their_benches_write_between(name):
 
 def cell(usual, noisy, curve=()):
     returns = {"unseen": [usual], "seen": [usual], "action noise 0.1": [noisy]}
-    return {"returns": returns, "curve": curve, "random": [0.0], "random_select": [0.0], "select": [100.0], "multiply_adds": 8, "latency_us": 3.0, "parameters": 9}
+    return {"returns": returns, "curve": curve, "random": [0.0], "random_select": [0.0], "select": [100.0], "multiply_adds": 8, "latency_us": 3.0, "parameters": 9, "seconds": 1.0}
 
 
 def test_where_distilling_does_not_help_follows_from_the_figures(page):
