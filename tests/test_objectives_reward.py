@@ -142,13 +142,24 @@ def test_expected_entropy_regularised_has_the_whole_gradient_of_the_summed_kl():
                 own = policy.reverse_kl(student, seen).detach()
                 future = reward.to_go(own.unsqueeze(1), torch.tensor([[False], [True]]), 1.0, after=True).squeeze(1)
                 assert future.tolist() == [own[1].item(), 0.0]
-                batch = Batch({}, seen.teacher, action=seen.action, extra={"future_kl": future})
+                done = student.action.log_prob(seen.action).detach()
+                batch = Batch({}, seen.teacher, action=seen.action, behaviour_log_prob=done, extra={"future_kl": future})
                 chance = logits[0].softmax(-1)[first] * logits[1 + first].softmax(-1)[second]
                 loss = reward.expected_entropy_regularised(student, batch, baseline=baseline).sum()
                 total += chance.item() * torch.autograd.grad(loss, logits)[0]
         if not baseline:
             torch.testing.assert_close(total, whole)
     assert not torch.allclose(whole, without)
+
+
+def test_expected_entropy_regularised_stops_where_the_policy_has_moved_far():
+    # An action that leads to much KL, already half as likely as when it was done: nothing pushes it further down.
+    logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    same = Prediction(Categorical(torch.zeros(1, 2, dtype=torch.float64)))
+    batch = Batch({}, same, action=torch.tensor([0]), behaviour_log_prob=t(0.0), extra={"future_kl": t(3.0)})
+    loss = reward.expected_entropy_regularised(Prediction(Categorical(logits)), batch, baseline=False)
+    assert loss.item() == pytest.approx(0.8 * 3)  # KL 0, ρ = 0.5 clipped to 0.8
+    assert torch.autograd.grad(loss.sum(), logits)[0].abs().max() == 0
 
 
 def test_value_shaping_golden_value():

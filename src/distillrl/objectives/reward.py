@@ -92,18 +92,19 @@ def distillation_reward(student: Prediction, batch: Batch, *, scale: float = 1.0
     return _clipped(log_prob, _field(batch, "behaviour_log_prob", who), advantage, clip)
 
 
-def expected_entropy_regularised(student: Prediction, batch: Batch, *, baseline: bool = True) -> Tensor:
-    """[...] KL(S ‖ T) + log S(a) · (Σ of KL(S ‖ T) in the states that follow): Czarnecki 2019 (1902.02186), expected entropy regularised distillation.
+def expected_entropy_regularised(student: Prediction, batch: Batch, *, baseline: bool = True, clip: float = 0.2) -> Tensor:
+    """[...] KL(S ‖ T) + ρ · (Σ of KL(S ‖ T) in the states that follow): Czarnecki 2019 (1902.02186), expected entropy regularised distillation.
 
     Its gradient is the whole one of the KL summed along the student's own episodes: the first part by expectation over actions, the
-    second for where its actions lead, which student-driven losses leave out, so that they follow no loss's gradient. ``baseline``
-    subtracts the mean over the batch's counted states. Reads action and extra['future_kl']; the states must be the student's own.
+    second for where its actions lead, which student-driven losses leave out, so that they follow no loss's gradient. ρ is S(a) / behaviour(a),
+    clipped as in ``ppo_clip``: at ρ = 1 the gradient is log S(a)'s, and without the clip several updates on one rollout push S(a) to 0. ``baseline``
+    subtracts the mean over the batch's counted states. Reads action, behaviour_log_prob and extra['future_kl']; the states must be the student's own.
     """
     who = "expected_entropy_regularised"
     future = extra(batch, "future_kl", who)
     if baseline:
         future = future - _mean(future, batch)
-    return reverse_kl(student, batch) + _log_prob(student, batch, who) * future
+    return reverse_kl(student, batch) + _clipped(_log_prob(student, batch, who), _field(batch, "behaviour_log_prob", who), -future, clip)
 
 
 def value_shaping(student: Prediction, batch: Batch, *, gamma: float = 0.99, standardise: bool = True, clip: float = 0.2) -> Tensor:
