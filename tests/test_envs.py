@@ -98,7 +98,7 @@ def test_open_episodes_are_replayed(backend):
     other.close()
 
 
-def test_quotas_rest_after_their_episodes():
+def test_slots_rest_once_all_episodes_are_begun():
     vector = envs.make(EnvOptions(lambda: Counting(2)), 2, Seeds(0), episodes=3)
     vector.reset()
     ends = np.zeros(2, int)
@@ -131,7 +131,7 @@ def test_an_error_in_the_other_process_is_a_sentence():
     vector = envs.make(EnvOptions(lambda: Counting(9), backend="gymnasium:2"), 2, Seeds(0))
     vector.close()
     made = iter([Counting(9), Counting(9), Counting(9, broken=True)])
-    broken = envs.TwoProcesses([lambda: Counting(9), lambda: Counting(9, broken=True)], Seeds(0), [None, None])
+    broken = envs.TwoProcesses([lambda: Counting(9), lambda: Counting(9, broken=True)], Seeds(0), None)
     broken.reset()
     broken.step(np.zeros(2, np.int64))
     with pytest.raises(Failed, match="the wheel came off"):

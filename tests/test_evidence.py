@@ -13,12 +13,12 @@ from evidence_cases import SENSORS, Levels, Memoriser, Sides, linear, parity, si
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillrl import costs, evaluation, fidelity, generalisation, physics, robustness, teachers, traces
+from distillrl import costs, evaluation, fidelity, generalisation, physics, robustness, stats, teachers, traces
 from distillrl.actions import Categorical, Deterministic, Gaussian
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
 from distillrl.perturbations import KINDS, Perturbed
-from distillrl.policies import ACTION
+from distillrl.policies import ACTION, Player
 from distillrl.records import Prediction
 from distillrl.traces import Trace
 
@@ -455,3 +455,82 @@ class Shifted:
 
     def __call__(self, index):
         return Seeds(0, "verdict")(64 + index)
+
+
+# ── how an evaluation counts ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Goal(gymnasium.Env):
+    """Ends after 2 to 9 steps by its seed; succeeds, and says so, where that is even; ``alike`` hides the seed from sight."""
+
+    observation_space = gymnasium.spaces.Box(0, 10, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    spec = None
+
+    def __init__(self, told="is_success", alike=False):
+        self.told, self.alike = told, alike
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = self.length = 4 if self.alike else 2 + seed % 8
+        return np.full(1, 0 if self.alike else self.length, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        over = self.left == 0
+        return np.zeros(1, np.float32), 1.0, over, False, {self.told: self.length % 2 == 0} if over and self.told else {}
+
+
+@pytest.mark.parametrize("backend", ["gymnasium:1", "gymnasium:2"])
+def test_every_episode_is_played_once_whichever_slot_takes_it(backend, monkeypatch):
+    monkeypatch.setattr(evaluation, "MAX_SLOTS", 5)
+    seeds = Seeds(3, "verdict")
+    played = evaluation.play(linear(Goal, [[0.0], [0.0]]), EnvOptions(Goal, {}, backend), 37, seeds)
+    right = [2 + seeds(i) % 8 for i in range(37)]
+    assert played.returns.tolist() == right
+    assert played.success.tolist() == [r % 2 == 0 for r in right]
+    assert not played.alike
+
+
+@pytest.mark.parametrize("told", ["success", None])
+def test_success_is_counted_where_the_environment_tells_it(told):
+    report = evaluation.evaluate(Player(linear(Goal, [[0.0], [0.0]])), Goal, episodes=30, env_kwargs={"told": told})
+    share = report["student"]["return"]["success"]
+    even = float(np.mean([(2 + Seeds(0, "verdict")(i) % 8) % 2 == 0 for i in range(30)]))
+    assert share is None if told is None else share["value"] == even and share["low"] < even < share["high"]
+
+
+def test_figures_beside_the_mean_and_a_mark_on_few_episodes():
+    policy = Player(linear(Goal, [[0.0], [0.0]]))
+    report = evaluation.evaluate(policy, Goal, policy, episodes=19)
+    earned = report["student"]["return"]
+    x = np.array(earned["returns"])
+    assert earned["median"] == np.median(x)
+    assert earned["iqm"]["value"] == float(stats.iqm(x))
+    assert earned["cvar"]["value"] == x.min()
+    assert earned["few"]
+    assert report["paired"]
+    assert report["retention"] is None  # whatever one does, it earns the same
+
+
+def test_a_deterministic_environment_is_said_to_be_so_and_shows_nothing():
+    policy = Player(sides())
+    report = evaluation.evaluate(policy, Same, policy, episodes=40)
+    assert report["alike"]
+    assert any("deterministic, so they are one episode" in note for note in report["notes"])
+    assert not report["non_inferiority"]["shown"]
+    assert "one episode is no evidence" in report["non_inferiority"]["sentence"]
+
+
+class Same(Sides):
+    """Sides that always come in the same order."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=7)
+
+
+def test_a_policy_far_under_its_own_files_return_is_said_to_be_so():
+    policy = sides()
+    policy.info = {**policy.info, "recorded_return": {"mean": 100.0, "std": 1.0, "source": "the file"}}
+    notes = evaluation.evaluate(Player(policy), Sides, Player(policy), episodes=20, env_kwargs={"flip": -1.0})["notes"]
+    assert any(n.startswith("the teacher plays 20.0 here, far under the 100.0 that the file records") and "flip = -1.0" in n for n in notes), notes

@@ -156,8 +156,8 @@ class Strict(HTMLParser):
 @pytest.mark.parametrize(
     ("changes", "found", "answer", "says"),
     [
-        ({}, evidence(), "ship", "no more than 5 % worse than the teacher (p < 0.001, 50 episodes)"),
-        ({"student_mean": 140.0}, evidence(), "no", "more than 5 % worse"),
+        ({}, evidence(), "ship", "no more than 2 % worse than the teacher (p < 0.001, 50 episodes)"),
+        ({"student_mean": 140.0}, evidence(), "no", "more than 2 % worse"),
         ({}, evidence(brittle=True), "no", "But more brittle than its teacher under observation noise"),
         ({}, evidence(brittle=True, low=0.06), "ship", "A caution: more brittle"),
         ({}, evidence(overfitted=True), "no", "But the student is worse outside of what it was distilled on"),

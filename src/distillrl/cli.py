@@ -195,15 +195,18 @@ def _short(verdict: Mapping[str, Any]) -> str:
 @_with(_TEACHER_OPTIONS)
 @click.option("--teacher", help="The teacher to compare with, on the same seeds.")
 @click.option("--episodes", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--margin", type=float, default=0.02, show_default=True, help="How much worse than its teacher it may be, of the return above random play.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict.json's shape.")
-def evaluate(policy: str, teacher: str | None, episodes: int, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+def evaluate(policy: str, teacher: str | None, episodes: int, margin: float, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
     """Measure POLICY, a student or a teacher, on episodes that chose nothing."""
     from distillrl.console import print_verdict
     from distillrl.evaluation import evaluate as work
     from distillrl.teachers import Options
 
     options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust))
-    verdict = work(policy, env, teacher, episodes=episodes, seed=seed or 0, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
+    if not 0 < margin < 1:
+        raise Misconfigured(f"--margin {margin}: a share between 0 and 1, such as 0.02, is right")
+    verdict = work(policy, env, teacher, episodes=episodes, margin=margin, seed=seed or 0, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
     if as_json:
         click.echo(json.dumps(verdict, indent=1))
     else:
@@ -289,7 +292,7 @@ def methods(as_json: bool) -> int:
 @click.option("--full", "measure", flag_value="full", help="Measure everything anew: minutes instead of seconds.")
 @click.option("--quick", "measure", flag_value="quick", default="quick", help="Measure for some seconds what was not measured yet (the default).")
 @click.option("--as-is", "measure", flag_value="none", help="Measure nothing.")
-@click.option("--margin", type=float, default=0.05, show_default=True, help="How much worse than its teacher it may be, of the return above random play.")
+@click.option("--margin", type=float, default=0.02, show_default=True, help="How much worse than its teacher it may be, of the return above random play.")
 @click.option("--teacher", help="Where the teacher's file lies now.")
 @click.option("--env", help="The environment, where the run doesn't name it.")
 @click.option("--unseen", multiple=True, callback=_env_kwargs, metavar="NAME=VALUE", help="Argument of an environment never seen in distillation; may be repeated.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-COLUMNS = ("round", "env steps", "steps/s", "agreement", "return", "teacher", "time left")
+FEW = 20
+"""As stats.FEW, which would import numpy."""
 
 
 class Display:
@@ -91,34 +92,49 @@ def _left(row: Mapping[str, Any]) -> str:
     return f"≤ {left:.0f} s"
 
 
+def _figure(value: float | None) -> str | None:
+    return None if value is None else _number(value)
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+_ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str | None]], ...] = (
+    ("return", lambda p: _number(p["return"]["mean"]) + (" *" if p["return"]["episodes"] < FEW else "")),
+    ("95 % interval", lambda p: f"{_number(p['return']['low'])} … {_number(p['return']['high'])}"),
+    ("median", lambda p: _figure(p["return"].get("median"))),
+    ("interquartile mean", lambda p: _figure((p["return"].get("iqm") or {}).get("value"))),
+    ("worst 5 %", lambda p: _figure((p["return"].get("cvar") or {}).get("value"))),
+    ("worst episode", lambda p: _number(p["return"]["worst"])),
+    ("success", lambda p: f"{p['return']['success']['value']:.0%}" if p["return"].get("success") else None),
+    ("return, sampled", lambda p: _number(p["return_sampled"]["mean"]) if p.get("return_sampled") else None),
+    ("episodes", lambda p: str(p["return"]["episodes"])),
+    ("parameters", lambda p: f"{p['parameters']:,}" if p["parameters"] is not None else None),
+    ("bytes", lambda p: f"{p['bytes']:,}" if p["bytes"] is not None else None),
+    ("latency, 1 state", lambda p: f"{p['latency_us']:.0f} µs" if p["latency_us"] is not None else None),
+)
+"""Rows of the verdict: a name, and a player's cell, None where it has none."""
+
+
 def print_verdict(verdict: Mapping[str, Any]) -> None:
-    """The verdict as a table: teacher, student, random; then retention and agreement in words."""
+    """The verdict as a table: teacher, student, random; then retention, agreement and the test in words."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(soft_wrap=not sys.stdout.isatty())
     table = Table(box=None, padding=(0, 1), header_style="bold")
     columns = [who for who in ("teacher", "student", "random") if verdict.get(who)]
     table.add_column("")
     for who in columns:
         table.add_column(who, justify="right")
-    rows = (
-        ("return", lambda p: _number(p["return"]["mean"])),
-        ("95 % interval", lambda p: f"{_number(p['return']['low'])} … {_number(p['return']['high'])}"),
-        ("worst episode", lambda p: _number(p["return"]["worst"])),
-        ("return, sampled", lambda p: _number(p["return_sampled"]["mean"]) if p.get("return_sampled") else "–"),
-        ("episodes", lambda p: str(p["return"]["episodes"])),
-        ("parameters", lambda p: f"{p['parameters']:,}" if p["parameters"] is not None else "–"),
-        ("bytes", lambda p: f"{p['bytes']:,}" if p["bytes"] is not None else "–"),
-        ("latency, 1 state", lambda p: f"{p['latency_us']:.0f} µs" if p["latency_us"] is not None else "–"),
-    )
-    for name, cell in rows:
-        table.add_row(name, *[str(cell(verdict[who])) for who in columns])  # type: ignore[no-untyped-call]  # a lambda has no types
+    for name, cell in _ROWS:
+        cells = [cell(verdict[who]) for who in columns]
+        if any(c is not None for c in cells):
+            table.add_row(name, *[c or "–" for c in cells])
     console.print(table)
+    if any(verdict[who]["return"]["episodes"] < FEW for who in columns):
+        console.print(f"* rests on fewer than {FEW} episodes")
     for sentence in sentences(verdict):
         console.print(sentence, markup=False, highlight=False)
 
@@ -127,7 +143,9 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     """The verdict in words."""
     said = []
     if (kept := verdict.get("retention")) is not None:
-        said.append(f"retention {kept['value']:.1%} of what the teacher earns above random ({kept['low']:.1%} … {kept['high']:.1%}, {verdict['student']['return']['episodes']} fresh episodes, the same for both)")
+        said.append(f"retention {kept['value']:.1%} of what the teacher earns above random ({kept['low']:.1%} … {kept['high']:.1%}, {verdict['student']['return']['episodes']} fresh episodes{', the same for both' if verdict.get('paired', True) else ''})")
+    if (test := verdict.get("non_inferiority")) is not None:
+        said.append(test["sentence"])
     if verdict.get("agreement") is not None:
         said.append(f"agreement {verdict['agreement']:.1%} of the student's own states")
     if verdict.get("env_steps") is not None:

@@ -13,9 +13,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from distillrl.episodes import STREAMS, Queue, Seeds
 from distillrl.errors import Misconfigured, Missing, nearest
 from distillrl.spaces import differences, spec_of
-from distillrl.vectors import STREAMS, EnvOptions, EnvPool, Given, InProcess, Observations, Seeds, TwoProcesses, Vector
+from distillrl.vectors import EnvOptions, EnvPool, Given, InProcess, Observations, TwoProcesses, Vector
 
 __all__ = ["STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "slots_of", "spec_of"]
 
@@ -24,7 +25,7 @@ _WORTH_A_TRY = 200e-6
 
 
 def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None) -> Vector:
-    """``n`` slots of an environment; with ``episodes``, each slot plays its quota of them and rests (gymnasium only).
+    """``n`` slots of an environment; with ``episodes``, the slots share out so many and then rest (gymnasium only).
 
     Raises Misconfigured (unknown id, the nearest named), Missing (a package that the environment needs) or Failed.
     """
@@ -36,10 +37,9 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
     probe, _ = _probe(maker, options)
     processes = _processes(options, n)
     makers = [_once(probe, maker), *[maker] * (n - 1)]
-    quotas = [None] * n if episodes is None else [episodes // n + (i < episodes % n) for i in range(n)]
     if processes == 2:
-        return TwoProcesses(makers, seeds, quotas)
-    return InProcess(makers, seeds, 0, n, quotas)
+        return TwoProcesses(makers, seeds, episodes)
+    return InProcess(makers, seeds, 0, n, None if episodes is None else Queue(n, 1, episodes))
 
 
 def slots_of(options: EnvOptions, wanted: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from distillrl.policies import ACTION, Memory, Policy, acting_parameters, agreem
 from distillrl.records import Prediction, Spec
 
 MAX_SLOTS = 64
+_ROUGH = 2_000
+"""Resamples of the figures beside the mean."""
 ENDLESS = 200_000
 """Ticks after which an episode that hasn't ended is taken for one that never will."""
 
@@ -33,6 +37,10 @@ class Episodes:
     steps: int
     seconds: float
     agreement: float | None = None
+    success: np.ndarray | None = None
+    """[episodes] 0 to 1; None where the environment doesn't tell."""
+    alike: bool = False
+    """Whether the first episodes all began with the same observation."""
 
 
 class Random:
@@ -77,8 +85,8 @@ def play(
 ) -> Episodes:
     """Play ``episodes`` whole episodes, number i on ``seeds(i)``, so that policies can be compared in pairs.
 
-    Each slot plays a quota that is fixed beforehand: taking episodes as they end would count the short ones too often.
-    ``shadow`` is asked too, at every state, whether it would have done the same. Raises Failed for an episode without end.
+    All of them are played to their end, whichever slot takes which: to stop at so many that have ended would count the
+    short ones too often. ``shadow`` is asked too, at every state, whether it would have done the same. Raises Failed for an episode without end.
     """
     began = time.perf_counter()
     n = envs.slots_of(options, min(episodes, MAX_SLOTS))
@@ -94,11 +102,13 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     n, spec = vector.n, vector.spec
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     index = np.arange(n)
+    success = np.full(episodes, np.nan)
     gained, taken = np.zeros(n), np.zeros(n, dtype=np.int64)
     ended, starts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
     memory, shadow_memory = policy.init(n), shadow.init(n) if shadow is not None else {}
     same = asked = 0
     obs = _tensors(vector.reset(), spec)
+    alike = n > 1 and all(bool((x[1:] == x[:1]).all()) for x in obs.values())
     while bool((playing := index < episodes).any()):
         begin = torch.from_numpy(starts)
         prediction, memory = policy.act(obs, memory, begin, ACTION)
@@ -114,16 +124,23 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         gained += np.where(counted, reward, 0.0)
         taken += counted
         ended = (terminated | truncated) & counted
-        for slot in np.flatnonzero(ended):  # once an episode, not once a step
-            returns[index[slot]], lengths[index[slot]] = gained[slot], taken[slot]
-            gained[slot] = taken[slot] = 0
-        index = index + n * ended
+        if ended.any():
+            where = index[ended]
+            returns[where], lengths[where], success[where] = gained[ended], taken[ended], vector.success[ended]
+            gained[ended] = taken[ended] = 0
+            index = following(vector, index, ended)
         if taken.max() > ENDLESS:
             raise Failed(f"an episode has not ended after {ENDLESS} steps; set --max-episode-steps")
     if not np.isfinite(returns).all():
         raise Failed(f"episode {int(np.flatnonzero(~np.isfinite(returns))[0])} has a return that is NaN or infinite")
     share = same / asked if asked else None
-    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share)
+    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, success if np.isfinite(success).all() else None, alike)
+
+
+def following(vector: envs.Vector, index: np.ndarray, ended: np.ndarray) -> np.ndarray:
+    """[n] number of each slot's episode, where some [n] have just ended theirs: the queue's, or every n-th."""
+    numbers = vector.playing()
+    return index + vector.n * ended if numbers is None else numbers
 
 
 def _tensors(obs: envs.Observations, spec: Spec) -> dict[str, Tensor]:
@@ -170,12 +187,15 @@ def verdict(
     student: Policy | None,
     teacher: Policy | None,
     sizes: Mapping[str, int | None],
+    margin: float = stats.MARGIN,
 ) -> dict[str, Any]:
     """Measure teacher, student and random policy on the same fresh seeds, as the ``verdict.json`` of every run has it.
 
-    Keys: agreement, retention {value, low, high}, difference {value, low, high}, and for each of teacher, student and
-    random: return and return_sampled {mean, low, high, worst, episodes}, parameters, bytes, latency_us; null where a
-    thing doesn't apply. ``sizes`` are the files' bytes.
+    Keys: agreement, paired (whether both played the same episodes), alike (whether all began with the same observation), retention and difference {value, low, high}, non_inferiority {shown, p, margin, episodes, needed,
+    sentence}, probability_of_improvement (over the teacher), notes, and for each of teacher, student and random: return
+    and return_sampled {mean, low, high, median, iqm, cvar (of the worst 5 %), worst, success, episodes, few, returns},
+    parameters, bytes, latency_us; null where a thing doesn't apply. ``sizes`` are the files' bytes, ``margin`` is how
+    much worse than its teacher a student may be, in shares of the teacher's return above random play.
     """
     randomly = Random(spec, torch.Generator().manual_seed(seed + 1))
     measured: dict[str, Results] = {}
@@ -186,23 +206,57 @@ def verdict(
     measured["random"] = measure(randomly, options, episodes, seed)
     report: dict[str, Any] = {
         "agreement": measured["student"].likely.agreement if student is not None else None,
+        "paired": None,
+        "alike": any(m.likely.alike for m in measured.values()),
         "retention": None,
         "difference": None,
+        "non_inferiority": None,
+        "probability_of_improvement": None,
         "notes": [],
     }
     if student is not None and teacher is not None:
         s, t, r = (measured[k].likely.returns for k in ("student", "teacher", "random"))
-        report["retention"] = _interval(stats.retention(s, t, r, seed))
-        report["difference"] = _interval(stats.paired_difference(s, t, seed))
-        if report["retention"] is None:
-            report["notes"].append("retention is null: teacher and random policy can't be told apart here")
+        report |= _against(s, t, r, seed, margin, same_episodes(options, episodes), measured["teacher"].likely.alike)
     for name, policy in (("teacher", teacher), ("student", student), ("random", randomly)):
         report[name] = None if policy is None else _player(name, policy, measured[name], seed, sizes.get(name))
-        note = stats.caution(measured[name].likely.returns, f"the {name} policy") if policy is not None and name != "random" else None
+        note = stats.caution(measured[name].likely.returns, f"the {name} policy", measured[name].likely.alike) if policy is not None and name != "random" else None
         report["notes"] += [note] if note else []
+        if policy is not None and name != "random" and (short := _shortfall(policy, name, options, measured[name].likely.returns)):
+            report["notes"].append(short)
     report["evaluation_steps"] = sum(e.steps for m in measured.values() for e in (m.likely, m.sampled) if e is not None)
     report["evaluation_seconds"] = round(sum(e.seconds for m in measured.values() for e in (m.likely, m.sampled) if e is not None), 3)
     return report
+
+
+def same_episodes(options: EnvOptions, episodes: int) -> bool:
+    """Whether episode i is the same for whoever plays; of EnvPool and users' vectors only each slot's first has a seed."""
+    seeded = options.backend != "envpool" and not isinstance(options.id, gymnasium.vector.VectorEnv)
+    return seeded or episodes <= envs.slots_of(options, MAX_SLOTS)
+
+
+def _against(s: np.ndarray, t: np.ndarray, r: np.ndarray, seed: int, margin: float, paired: bool, alike: bool) -> dict[str, Any]:
+    """What student and teacher are to each other, by their returns, on the same episodes where ``paired``."""
+    kept = stats.retention(s, t, r, seed, paired)
+    test = stats.non_inferiority(s, t, margin, None if kept is None else r, paired, alike)
+    return {
+        "paired": paired,
+        "retention": _interval(kept),
+        "difference": _interval((stats.paired_difference if paired else stats.difference_interval)(s, t, seed)),
+        "non_inferiority": None if kept is None else {**dataclasses.asdict(test), "margin": margin},
+        "probability_of_improvement": _interval(stats.probability_of_improvement([s], [t], seed, resamples=_ROUGH)),
+        "notes": [] if kept is not None else ["retention is null: teacher and random policy can't be told apart here"],
+    }
+
+
+def _shortfall(policy: Policy, name: str, options: EnvOptions, returns: np.ndarray) -> str | None:
+    """Whether it plays far under what its own file records, with the likely cause."""
+    from distillrl.teachers.environments import shortfall
+
+    said = shortfall(policy.info, envs.name_of(options), float(returns.mean()))
+    if said is None:
+        return None
+    changed = ", ".join(f"{k} = {v}" for k, v in options.kwargs.items())
+    return said.replace("the teacher", f"the {name}", 1) + (f"; or the environment's arguments here ({changed})" if changed else "")
 
 
 def _player(name: str, policy: Policy, results: Results, seed: int, size: int | None) -> dict[str, Any]:
@@ -218,14 +272,21 @@ def _player(name: str, policy: Policy, results: Results, seed: int, size: int | 
 
 
 def _returns(episodes: Episodes, seed: int) -> dict[str, Any]:
-    interval = stats.mean_interval(episodes.returns, seed)
+    x = episodes.returns
+    interval = stats.mean_interval(x, seed)
+    won = None if episodes.success is None else episodes.success > 0.5
     return {
         "mean": interval.value,
         "low": interval.low,
         "high": interval.high,
-        "worst": float(episodes.returns.min()),
-        "episodes": len(episodes.returns),
-        "returns": [round(float(x), 6) for x in episodes.returns],
+        "median": float(np.median(x)),
+        "iqm": _interval(stats.iqm_interval([x], seed, resamples=_ROUGH)),
+        "cvar": _interval(stats.statistic_interval([x], stats.cvar, seed, resamples=_ROUGH)),
+        "worst": float(x.min()),
+        "success": None if won is None else _interval(stats.wilson(int(won.sum()), len(won))),
+        "episodes": len(x),
+        "few": len(x) < stats.FEW,
+        "returns": [round(float(v), 6) for v in x],
     }
 
 
@@ -244,6 +305,7 @@ def evaluate(
     env_kwargs: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
     options: Any = None,
+    margin: float = stats.MARGIN,
 ) -> dict[str, Any]:
     """Measure any policy that can be loaded, beside its teacher where one is given; the shape of ``verdict.json``.
 
@@ -271,7 +333,7 @@ def evaluate(
         if one is not None and (found := envs.differences(one.spec, spec)):
             raise Misconfigured(f"the {name} does not fit {envs.name_of(where)}: " + "; ".join(found))
     sizes = {"student": teachers.size(policy), "teacher": teachers.size(teacher)}
-    measured = verdict(where, spec, episodes, seed, student=student, teacher=other, sizes=sizes)
+    measured = verdict(where, spec, episodes, seed, student=student, teacher=other, sizes=sizes, margin=margin)
     blank = dict.fromkeys(("method", "env_steps", "teacher_labels", "rounds", "kept_round", "ended_by", "until", "reached"))
     return {
         **blank,

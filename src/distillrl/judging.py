@@ -10,8 +10,6 @@ from distillrl import stats
 from distillrl.errors import DistillError
 from distillrl.reading import Reading, look, number
 
-MARGIN = 0.05
-"""How much worse than its teacher a student may be, in shares of the teacher's return above random play."""
 SEVERE = 0.15
 """What it may lose more than its teacher under a disturbance that leaves the teacher half of its return."""
 HEADLINES = {"ship": "Ship it.", "no": "Don’t ship it.", "unknown": "Not shown yet."}
@@ -36,7 +34,7 @@ class Judgement:
         return "Ship it, as far as measured." if self.answer == "ship" and not self.measured else HEADLINES[self.answer]
 
 
-def judge(run: Reading, margin: float = MARGIN) -> Judgement:
+def judge(run: Reading, margin: float = stats.MARGIN) -> Judgement:
     """Ship where non-inferiority by ``margin`` was shown and nothing measured speaks against; never raises for a gap.
 
     «No» where the student was shown to be worse, severely more brittle than its teacher, or overfitted; «unknown» where
@@ -53,7 +51,7 @@ def judge(run: Reading, margin: float = MARGIN) -> Judgement:
     test, first = _return(run, margin, cautions)
     against = _against(run)
     worse = test is not None and test.p is not None and test.p > 0.95
-    no_spread = test is not None and test.p is None and not test.shown and test.episodes >= stats.FEW
+    no_spread = test is not None and test.p is None and not test.shown and test.episodes >= stats.FEW and not look(run.verdict, "alike")
     if against or worse or no_spread:
         answer = "no"
     else:
@@ -84,11 +82,12 @@ def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.Non
         if look(run.verdict, "random") is not None:
             return None, "The teacher itself can’t be told from a random policy here, so there is nothing to keep."
     try:
-        test = stats.non_inferiority(student, teacher, margin, random or None, paired)
+        alike = bool(look(run.verdict, "alike"))
+        test = stats.non_inferiority(student, teacher, margin, random or None, paired, alike)
     except DistillError as error:
         return None, f"The returns can’t be compared: {error}."
     for who, values in (("the student", student), ("the teacher", teacher)):
-        if said := stats.caution(values, who):
+        if said := stats.caution(values, who, alike):
             cautions.append(said)
     means = f"{sum(student) / len(student):.4g} against {sum(teacher) / len(teacher):.4g}"
     return test, f"{test.sentence[:-1]}: {means} on average{', on the same episodes' if paired else ''}."

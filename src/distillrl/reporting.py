@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import distillrl
-from distillrl import artifact, findings, sections
+from distillrl import artifact, findings, sections, stats
 from distillrl.errors import DistillError, Misconfigured, Missing
-from distillrl.judging import MARGIN, Judgement, judge
+from distillrl.judging import Judgement, judge
 from distillrl.physics import PHYSICS, Change
 from distillrl.reading import Reading, look, number, read
 from distillrl.sections import Figure, Section, short, with_interval
@@ -24,7 +24,7 @@ def report(
     out: str | Path | None = None,
     *,
     measure: str = "quick",
-    margin: float = MARGIN,
+    margin: float = stats.MARGIN,
     teacher: Any = None,
     env: Any = None,
     unseen: Mapping[str, Any] | None = None,
@@ -41,7 +41,7 @@ def report(
     if measure not in MEASURES:
         raise Misconfigured(f"measure={measure!r}: one of {', '.join(MEASURES)} is right")
     if not 0 < margin < 1:
-        raise Misconfigured(f"--margin {margin}: a share between 0 and 1, such as 0.05, is right")
+        raise Misconfigured(f"--margin {margin}: a share between 0 and 1, such as 0.02, is right")
     template = _template()
     run = read(run_folder)
     trouble: tuple[str, ...] = ()

@@ -23,6 +23,8 @@ from distillrl.errors import Failed
 
 FEW = 20
 """Figures that rest on fewer episodes are marked."""
+MARGIN = 0.02
+"""How much worse than its teacher a student may be, in shares of the teacher's return above random play."""
 RESAMPLES = 10_000
 _CHUNK = 1 << 18
 """Numbers drawn at once: they stay in the processor's cache."""
@@ -248,13 +250,19 @@ def performance_profile(
 
 
 def non_inferiority(
-    student: ArrayLike, teacher: ArrayLike, margin: float = 0.02, random: ArrayLike | None = None, paired: bool = True
+    student: ArrayLike,
+    teacher: ArrayLike,
+    margin: float = MARGIN,
+    random: ArrayLike | None = None,
+    paired: bool = True,
+    alike: bool = False,
 ) -> NonInferiority:
     """Test that the student's mean return is no more than ``margin`` (0.02 = 2 %) worse than the teacher's.
 
     The margin is of the teacher's distance to random play where ``random`` is given (so it is about retention), else of
     the teacher's return's size. One-sided t-test at 5 % on student − teacher + margin · scale, in which the scale's own
-    uncertainty is counted, since it is linear in the same means.
+    uncertainty is counted, since it is linear in the same means. ``alike``: all episodes begin alike, so that equal returns
+    are those of one and the same episode, and show nothing.
     """
     s, t = _both(student, teacher, paired)
     r = as_returns(random, "the random policy's returns") if random is not None else np.zeros(1)
@@ -266,8 +274,9 @@ def non_inferiority(
     variance = [float(p.var(ddof=1)) / p.size if p.size > 1 else 0.0 for p in parts]
     n, error = min(s.size, t.size), math.sqrt(sum(variance))
     claim = f"no more than {100 * margin:g} % worse than the teacher"
-    if n < 2 or error <= 1e-12 * max(1.0, abs(float(t.mean()))):
-        return _without_spread(s, t, lead, n, claim)
+    own = variance if random is None else variance[:-1]  # the random policy's spread says nothing of these two
+    if n < 2 or math.sqrt(sum(own)) <= 1e-12 * max(1.0, abs(float(t.mean()))):
+        return _without_spread(s, t, lead, n, claim, alike)
     freedom = sum(variance) ** 2 / sum(v**2 / max(1, p.size - 1) for v, p in zip(variance, parts, strict=True))
     p = _student_tail(lead / error, freedom)
     if p < 0.05:
@@ -295,12 +304,20 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(share, max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < n else 1.0)
 
 
-def caution(x: ArrayLike, whose: str = "the student") -> str | None:
-    """What must be said beside a figure of these returns: too few episodes, or all the same; None where nothing must."""
+def caution(x: ArrayLike, whose: str = "the student", alike: bool = False) -> str | None:
+    """What must be said beside a figure of these returns: too few episodes, or all the same; None where nothing must.
+
+    ``alike``: all of the episodes began with the same observation.
+    """
     values = as_returns(x, f"{whose}'s returns")
     n = values.size
     if n == 1:
         return f"{whose}: one episode says nothing of the spread; at least {FEW} are right."
+    if float(np.ptp(values)) == 0 and alike:
+        return (
+            f"{whose}: all {n} episodes begin alike and returned exactly {values[0]:g}: the environment is deterministic, so they are one episode, "
+            "and an interval of width 0 is no evidence; disturbances (sticky actions, noise) tell more."
+        )
     if float(np.ptp(values)) == 0:
         return (
             f"{whose}: all {n} episodes returned exactly {values[0]:g}, so the interval has width 0, which is no evidence: the environment may "
@@ -389,8 +406,11 @@ def _both(student: ArrayLike, teacher: ArrayLike, paired: bool) -> tuple[Floats,
     return s, t
 
 
-def _without_spread(s: Floats, t: Floats, lead: float, n: int, claim: str) -> NonInferiority:
+def _without_spread(s: Floats, t: Floats, lead: float, n: int, claim: str, alike: bool) -> NonInferiority:
     """The answer where every difference is the same, so that a test has nothing to stand on."""
+    if alike and n > 1:
+        once = f"the environment gives the same episode each time, in which the student earns {float(s.mean()):g} and the teacher {float(t.mean()):g}"
+        return NonInferiority(False, None, n, None, f"It can't be shown that the student is {claim}: {once}; one episode is no evidence.")
     if n < FEW:
         few = f"{n} episodes without any spread don't show that the student is {claim}; at least {FEW} are right."
         return NonInferiority(False, None, n, FEW, few)

@@ -1,6 +1,6 @@
 """Whole episodes with what both policies say at every step: what fidelity is measured on, and pictures are made from.
 
-``record`` plays episodes as ``evaluation.play`` does (each slot its quota, episode i on ``seeds(i)``) and keeps both
+``record`` plays episodes as ``evaluation.play`` does (episode i on ``seeds(i)``) and keeps both
 predictions. ``Rerun`` brings one episode back from its seed and its actions, to look at a state or to go on from it.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from distillrl import envs
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Missing
-from distillrl.evaluation import ENDLESS, MAX_SLOTS
+from distillrl.evaluation import ENDLESS, MAX_SLOTS, following
 from distillrl.policies import ACTION, Policy, played, to_environment
 from distillrl.records import Prediction, Spec, over_states
 
@@ -108,7 +108,8 @@ def _rows(driver: str, teacher: Policy, student: Policy, vector: envs.Vector, ep
         starts = ended & playing
         step = np.where(counted.numpy(), step + 1, 0)
         ended = (terminated | truncated) & counted.numpy()
-        index = index + n * ended
+        if ended.any():
+            index = following(vector, index, ended)
         if step.max() > ENDLESS:
             raise Failed(f"an episode has not ended after {ENDLESS} steps; set --max-episode-steps")
     return rows

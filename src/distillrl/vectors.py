@@ -23,13 +23,12 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from distillrl.episodes import Queue, Seeded, Seeds, successes
 from distillrl.errors import Failed, Misconfigured, Missing, nearest
 from distillrl.records import Spec
 from distillrl.spaces import spec_of
 
 Observations = dict[str, np.ndarray]
-STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4, "record": 5}
-_STREAM_BITS, _COUNTER = 28, (1 << 28) - 1
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,6 @@ class EnvOptions:
     max_episode_steps: int | None = None
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """The seeds of one stream's episodes: disjoint between streams, none twice within a run."""
-
-    seed: int
-    stream: str = "train"
-    chosen: tuple[int, ...] = ()
-    """Only these episodes of the stream, over and over; empty for all of them."""
-
-    def __call__(self, index: int) -> int:
-        """The seed of episode ``index``, below 2³¹ (as ALE and EnvPool need)."""
-        index = self.chosen[index % len(self.chosen)] if self.chosen else index
-        offset = int(np.random.SeedSequence([self.seed, 7919]).generate_state(1)[0])
-        return (STREAMS[self.stream] << _STREAM_BITS) | ((offset + index) & _COUNTER)
-
-
 class Vector(Protocol):
     """``n`` environments stepped in one call."""
 
@@ -68,6 +51,8 @@ class Vector(Protocol):
     replayable: bool
     """Whether an open episode comes back from its seed and its actions."""
     backend: str
+    success: np.ndarray
+    """[n] float: whether each slot's last episode succeeded; NaN where none ended or the environment doesn't tell."""
 
     def reset(self) -> Observations:
         """Begin the first episodes."""
@@ -77,6 +62,9 @@ class Vector(Protocol):
 
     def reseed(self, index: int) -> Observations:
         """Start all slots anew from episode ``index`` of the stream on."""
+
+    def playing(self) -> np.ndarray | None:
+        """[n] number of the episode that each slot plays, or begins at the next step; None where later ones have no number."""
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """Bring back open episodes: each slot's episode number, the actions played in it, whether it has ended."""
@@ -88,40 +76,17 @@ class Vector(Protocol):
 # ── gymnasium ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives every episode its own seed, and rests once its quota of episodes is played."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], seeds: Seeds, slot: int, n: int, quota: int | None) -> None:
-        super().__init__(env)
-        self.seeds, self.slot, self.n, self.quota = seeds, slot, n, quota
-        self.index, self.played = slot, -1
-        self.last: Any = None
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.played += 1
-        if self.quota is not None and self.played >= self.quota:
-            return self.last, {}
-        self.last, _ = self.env.reset(seed=self.seeds(self.index))
-        self.index += self.n
-        return self.last, {}
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        if self.quota is not None and self.played >= self.quota:
-            return self.last, 0.0, False, False, {}
-        self.last, reward, terminated, truncated, _ = self.env.step(action)
-        return self.last, reward, terminated, truncated, {}
-
-
 class InProcess:
     """gymnasium's SyncVectorEnv in this process, an own seed for each episode."""
 
     replayable, backend = True, "gymnasium:1"
 
-    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Seeds, first: int, total: int, quotas: Sequence[int | None]) -> None:
+    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Seeds, first: int, total: int, queue: Queue | None) -> None:
         def maker(i: int) -> Callable[[], Any]:
-            return lambda: _Seeded(makers[i](), seeds, first + i, total, quotas[i])
+            return lambda: Seeded(makers[i](), seeds, first + i, total, queue)
 
-        self.n, self.total, self.first = len(makers), total, first
+        self.n, self.total, self.first, self.queue = len(makers), total, first, queue
+        self.success = np.full(self.n, np.nan)
         self.vector = gymnasium.vector.SyncVectorEnv([maker(i) for i in range(self.n)], copy=False)
         self.spec = spec_of(self.vector.single_observation_space, self.vector.single_action_space)
 
@@ -132,14 +97,22 @@ class InProcess:
     def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
         """See Vector."""
         obs, reward, terminated, truncated, _ = self.vector.step(action)
+        for slot in np.flatnonzero(terminated | truncated):  # once an episode, not once a step
+            self.success[slot] = self.vector.envs[slot].success  # type: ignore[attr-defined]  # each is a Seeded
         return _as_groups(obs), reward, terminated, truncated
 
     def reseed(self, index: int) -> Observations:
         """See Vector."""
         env: Any
         for i, env in enumerate(self.vector.envs):
-            env.index, env.played = index + self.first + i, -1
+            env.index = index + self.first + i
+        if self.queue is not None:
+            self.queue.next = self.queue.first
         return _as_groups(self.vector.reset()[0])
+
+    def playing(self) -> np.ndarray | None:
+        """See Vector; asked for where episodes come from a queue."""
+        return np.fromiter((env.index for env in self.vector.envs), np.int64, self.n)  # type: ignore[attr-defined]  # as above
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """See Vector."""
@@ -166,10 +139,12 @@ class TwoProcesses:
 
     replayable, backend = True, "gymnasium:2"
 
-    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Seeds, quotas: Sequence[int | None]) -> None:
+    def __init__(self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], seeds: Seeds, episodes: int | None) -> None:
         self.n = len(makers)
         half = self.n // 2
-        self.here = InProcess(makers[:half], seeds, 0, self.n, quotas[:half])
+        # Each process has a queue of its own, every other episode, so that who plays what never hangs on the clock.
+        queues = [None if episodes is None else Queue(self.n + i, 2, episodes) for i in range(2)]
+        self.here = InProcess(makers[:half], seeds, 0, self.n, queues[0])
         self.spec, self.half = self.here.spec, half
         context = multiprocessing.get_context("fork")
         self._layout = [(name, (self.n, *g.shape), np.dtype(g.dtype)) for name, g in self.spec.observations.items()]
@@ -178,8 +153,11 @@ class TwoProcesses:
         self._action = _shared(context, (self.n, *action.shape), np.dtype(action.dtype))
         self._reward = _shared(context, (self.n,), np.dtype(np.float64))
         self._ended = _shared(context, (2, self.n), np.dtype(np.bool_))
+        self.success = _shared(context, (self.n,), np.dtype(np.float64))
+        self.success[:] = np.nan
+        self._playing = _shared(context, (self.n,), np.dtype(np.int64))
         self._pipe, other = context.Pipe()
-        self._child = context.Process(target=_child, args=(other, self._pipe, makers[half:], seeds, half, self.n, quotas[half:], self), daemon=True)
+        self._child = context.Process(target=_child, args=(other, self._pipe, makers[half:], seeds, half, self.n, queues[1], self), daemon=True)
         self._child.start()
         other.close()
 
@@ -202,8 +180,14 @@ class TwoProcesses:
         obs, reward, terminated, truncated = self.here.step(action[:half])
         self._keep(obs)
         self._reward[:half], self._ended[0, :half], self._ended[1, :half] = reward, terminated, truncated
+        self.success[:half] = self.here.success
         self._receive()
         return self._obs, self._reward, self._ended[0], self._ended[1]
+
+    def playing(self) -> np.ndarray | None:
+        """See Vector."""
+        self._playing[: self.half] = self.here.playing()
+        return self._playing.copy()
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """See Vector."""
@@ -237,11 +221,11 @@ class TwoProcesses:
             raise Failed(f"the environment raised an error: {answer.decode(errors='replace')}")
 
 
-def _child(pipe: Connection, others: Connection, makers: Any, seeds: Seeds, first: int, total: int, quotas: Any, shared: TwoProcesses) -> None:
+def _child(pipe: Connection, others: Connection, makers: Any, seeds: Seeds, first: int, total: int, queue: Queue | None, shared: TwoProcesses) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     others.close()  # else this end would never see the pipe close when the parent is killed
     try:
-        mine = InProcess(makers, seeds, first, total, quotas)
+        mine = InProcess(makers, seeds, first, total, queue)
         while True:
             message = pipe.recv_bytes()
             if not message:
@@ -251,6 +235,8 @@ def _child(pipe: Connection, others: Connection, makers: Any, seeds: Seeds, firs
                 obs = getattr(mine, verb)(*given) or {}
             for name, array in obs.items():
                 shared._obs[name][first:] = array
+            if queue is not None:
+                shared._playing[first:], shared.success[first:] = mine.playing(), mine.success
             pipe.send_bytes(b"")
     except (EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         pass
@@ -281,6 +267,7 @@ class EnvPool:
         if options.id not in known:
             raise Misconfigured(f"EnvPool has no environment {options.id!r}{nearest(str(options.id), known)}")
         self._make, self.options, self.n, self.seeds = envpool.make_gymnasium, options, n, seeds
+        self.success = np.full(n, np.nan)
         self._create(0)
         self.spec = spec_of(self.vector.observation_space, self.vector.action_space)
 
@@ -302,8 +289,13 @@ class EnvPool:
 
     def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
         """See Vector."""
-        obs, reward, terminated, truncated, _ = self.vector.step(action)
+        obs, reward, terminated, truncated, info = self.vector.step(action)
+        self.success = successes(info, self.n)
         return _as_groups(obs), reward, terminated, truncated
+
+    def playing(self) -> np.ndarray | None:
+        """See Vector."""
+        return None
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """EnvPool can't: the loop reseeds where it resumes."""
@@ -324,6 +316,7 @@ class Given:
         if str(getattr(mode, "name", mode)).upper() != "NEXT_STEP":
             raise Misconfigured(f"the vector environment resets by {mode}; make it with autoreset_mode=AutoresetMode.NEXT_STEP, gymnasium's default")
         self.vector, self.n, self.seeds = vector, vector.num_envs, seeds
+        self.success = np.full(self.n, np.nan)
         self.spec = spec_of(vector.single_observation_space, vector.single_action_space)
 
     def reset(self) -> Observations:
@@ -337,8 +330,13 @@ class Given:
 
     def step(self, action: np.ndarray) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray]:
         """See Vector."""
-        obs, reward, terminated, truncated, _ = self.vector.step(action)
+        obs, reward, terminated, truncated, info = self.vector.step(action)
+        self.success = successes(info, self.n)
         return _as_groups(obs), np.asarray(reward), terminated, truncated
+
+    def playing(self) -> np.ndarray | None:
+        """See Vector."""
+        return None
 
     def restore(self, index: Sequence[int], actions: Sequence[np.ndarray], ended: np.ndarray) -> None:
         """A user's vector can't: the loop reseeds where it resumes."""
