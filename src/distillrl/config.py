@@ -100,6 +100,8 @@ class Config:
     device: str = "cpu"
     threads: int = 1
     max_episode_steps: int | None = None
+    memory: str | None = None
+    """What the states may take of it, such as "4GB", half of what is free by default; more goes to files in the run folder."""
     init: str | None = None
     format: str | None = None
     model: str | None = None

@@ -106,7 +106,7 @@ def conflicts(teacher: Policy, student: Any, rollout: Rollout) -> str | None:
     sense = getattr(student, "sense", None)
     if sense is None or student.init(1):
         return None
-    groups, _ = sense({k: obs[k] for k in sense.reads}, {}, None)
+    groups, _ = sense(obs, {}, None)
     seen = flatten(groups, sense.groups)
     everything = torch.cat([v.flatten(1).float() for v in obs.values()], -1)
     mine = _disagreeing(seen, label)

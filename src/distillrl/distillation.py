@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import distillrl
-from distillrl import advantages, artifact, diagnosis, envs, evaluation, hardcases, learn, phases, students, teachers, weights
+from distillrl import advantages, artifact, diagnosis, envs, evaluation, hardcases, learn, phases, storage, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
@@ -29,6 +29,8 @@ from distillrl.settling import Setup, State, all_wants, asks_teacher, begin, ent
 from distillrl.states import Drive, Who, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
+ROOM = 1.06
+"""Rows for which there is room at first, of those that are counted: steps that only reset take some more."""
 AGREEMENT_STATES = 1024
 """States whose agreement is measured at once."""
 
@@ -134,9 +136,9 @@ class _Interrupt:
 
 
 def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
-    state = _resume(setup, folder) if resumed else begin(setup)
+    state = _resume(setup, folder) if resumed else _begin(setup, folder)
     try:
-        for note in setup.notes + _size_note(setup, state):
+        for note in setup.notes + _size_note(setup, state) + state.dataset.storage.notes:
             show({"note": note})
         with _Interrupt() as interrupt:
             _rounds(setup, state, folder, show, interrupt)
@@ -145,6 +147,23 @@ def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
         return _finish(setup, state, folder)
     finally:
         state.drive.vector.close()
+
+
+def _begin(setup: Setup, folder: Folder) -> State:
+    """A state before round 0, with room for its rows; raises Misconfigured where neither memory nor disk can hold them."""
+    state = begin(setup)
+    config, drive = setup.config, state.drive
+    if all(phase.keep == "all" for phase in config.phase):
+        state.dataset.expected = int(ROOM * config.env_steps / drive.n) + 64
+    else:
+        state.dataset.expected = max(max(phase.steps, phase.first) for phase in config.phase) + 64
+    each = sum(v.numel() * v.element_size() for k, v in drive.obs.items() if k in setup.seen or k not in setup.spec.observations)
+    try:
+        state.dataset.storage = storage.plan(state.dataset.expected * each, config.memory, folder.path)
+    except DistillError:
+        drive.vector.close()
+        raise
+    return state
 
 
 def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _Interrupt) -> None:
@@ -320,7 +339,7 @@ def _resume(setup: Setup, folder: Folder) -> State:
     saved = folder.read_checkpoint()
     if (folder.read_verdict()) is not None:
         raise Misconfigured(f"{folder.path} has ended: its verdict is in {folder.path / 'verdict.json'}")
-    state = begin(setup)
+    state = _begin(setup, folder)
     if saved is None:
         return state
     values, parts = saved
@@ -385,13 +404,14 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
     if goal is not None and not state.reached:
         verdict["diagnosis"] = diagnosis.diagnose(setup, state)
     folder.write_verdict(verdict)
+    state.dataset.storage.close()
     return Run(folder.path, Player(student), verdict, goal is None or state.reached)
 
 
 def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any]:
     """What the student was made of; no time and no path, so that the same run gives the same bytes."""
     kept = dataclasses.asdict(config)
-    for place in ("teacher", "init", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency"):
+    for place in ("teacher", "init", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory"):
         kept.pop(place)
     kept["backend"] = config.backend.partition(":")[0]  # how many processes step changes nothing
     return {

@@ -15,11 +15,14 @@ import numpy as np
 
 from distillrl.episodes import STREAMS, Queue, Seeds
 from distillrl.errors import Misconfigured, Missing, nearest
+from distillrl.rendering import RENDER, drawing
 from distillrl.spaces import differences, spec_of
 from distillrl.vectors import EnvOptions, EnvPool, Given, InProcess, Observations, TwoProcesses, Vector
 
-__all__ = ["STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "slots_of", "spec_of"]
+__all__ = ["ON_DEMAND", "STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "shown", "slots_of", "spec_of"]
 
+ON_DEMAND = frozenset({RENDER})
+"""Groups that an environment gives only where someone reads them."""
 _WORTH_A_TRY = 200e-6
 """Seconds of stepping that a second process could save in a tick, below which it isn't tried: its messages take as long."""
 
@@ -29,6 +32,8 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
 
     Raises Misconfigured (unknown id, the nearest named), Missing (a package that the environment needs) or Failed.
     """
+    if options.adds and (isinstance(options.id, gymnasium.vector.VectorEnv) or options.backend == "envpool"):
+        raise Misconfigured(f"{', '.join(sorted(options.adds))} is given on demand by single environments, not by {'EnvPool' if options.backend == 'envpool' else 'a vector environment'}; --backend gymnasium can")
     if isinstance(options.id, gymnasium.vector.VectorEnv):
         return Given(options.id, seeds)
     if options.backend == "envpool":
@@ -40,6 +45,11 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
     if processes == 2:
         return TwoProcesses(makers, seeds, episodes)
     return InProcess(makers, seeds, 0, n, None if episodes is None else Queue(n, 1, episodes))
+
+
+def shown(options: EnvOptions, *policies: Any) -> EnvOptions:
+    """The environment, asked for what these policies read that it gives on demand only."""
+    return replace(options, adds=frozenset(name for p in policies if p is not None for name in p.spec.observations if name in ON_DEMAND))
 
 
 def slots_of(options: EnvOptions, wanted: int) -> int:
@@ -99,11 +109,20 @@ def _maker(options: EnvOptions) -> Callable[[], gymnasium.Env[Any, Any]]:
     if callable(options.id):
         made, kwargs = options.id, dict(options.kwargs)
         limit = options.max_episode_steps
-        return lambda: made(**kwargs) if limit is None else gymnasium.wrappers.TimeLimit(made(**kwargs), limit)
+
+        def own(**more: Any) -> gymnasium.Env[Any, Any]:
+            env = made(**{**kwargs, **more})
+            return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
+
+        return drawing(own, name_of(options)) if RENDER in options.adds else own
     if not isinstance(options.id, str) or not options.id:
         raise Misconfigured("no environment was given: --env takes a gymnasium id such as LunarLander-v3, or module:id")
     known(options.id)
-    return lambda: gymnasium.make(options.id, max_episode_steps=options.max_episode_steps, disable_env_checker=True, **options.kwargs)
+
+    def registered(**more: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make(options.id, max_episode_steps=options.max_episode_steps, disable_env_checker=True, **{**options.kwargs, **more})
+
+    return drawing(registered, options.id) if RENDER in options.adds else registered
 
 
 def known(env_id: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 import distillrl
-from distillrl import envs, stats
+from distillrl import artifact, envs, stats, students
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
-from distillrl.policies import ACTION, Memory, Policy, acting_parameters, agreement, played, to_environment
+from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters, agreement, played, to_environment
 from distillrl.records import Prediction, Spec
 
 MAX_SLOTS = 64
@@ -49,7 +50,8 @@ class Random:
     gives: frozenset[str] = frozenset({"action"})
 
     def __init__(self, spec: Spec, generator: torch.Generator) -> None:
-        self.spec, self.generator = spec, generator
+        name = next(k for k in spec.observations if k not in envs.ON_DEMAND or len(spec.observations) == 1)
+        self.spec, self.generator = replace(spec, observations={name: spec.observations[name]}), generator
         self.info: Mapping[str, Any] = {"format": "random"}
 
     def init(self, n: int) -> Memory:
@@ -89,6 +91,7 @@ def play(
     short ones too often. ``shadow`` is asked too, at every state, whether it would have done the same. Raises Failed for an episode without end.
     """
     began = time.perf_counter()
+    options = envs.shown(options, policy, shadow)
     n = envs.slots_of(options, min(episodes, MAX_SLOTS))
     vector = envs.make(options, n, seeds, episodes)
     try:
@@ -322,13 +325,15 @@ def evaluate(
     if target is None:
         raise Misconfigured("no environment was given, and the policy's file names none: --env takes an id such as LunarLander-v3")
     where = EnvOptions(target, dict(env_kwargs or {}), backend, max_episode_steps)
+    where = envs.shown(where, _own_student(policy))
     vector = envs.make(where, envs.slots_of(where, 1), Seeds(seed, "dry"))
     spec = vector.spec
+    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in where.adds})
     vector.close()
     where = replace(where, backend=envs.arrange(where, min(episodes, MAX_SLOTS)))
     wished = replace(wished, env=envs.name_of(where))
     student = teachers.load(policy, wished, spec)
-    other = None if teacher is None else teachers.load(teacher, wished, spec)
+    other = None if teacher is None else teachers.load(teacher, wished, own)
     for name, one in (("policy", student), ("teacher", other)):
         if one is not None and (found := envs.differences(one.spec, spec)):
             raise Misconfigured(f"the {name} does not fit {envs.name_of(where)}: " + "; ".join(found))
@@ -342,3 +347,18 @@ def evaluate(
         "seconds": {"work": round(time.perf_counter() - began, 4), "selecting": None, "with_imports": round(time.perf_counter() - distillrl.STARTED, 4)},
         **measured,
     }
+
+
+def _own_student(policy: Any) -> Policy | None:
+    """The policy, where what it sees is known before there is an environment: a loaded one, or a student's file."""
+    if isinstance(policy, str | Path):
+        path = Path(policy)
+        if path.suffix != ".safetensors" or not path.is_file():
+            return None
+        try:
+            built: Policy = students.build(*artifact.load(path))
+        except Failed:
+            return None  # whoever loads it as a teacher says what it is
+        return built
+    policy = policy.policy if isinstance(policy, Player) else policy
+    return policy if hasattr(policy, "act") and hasattr(policy, "spec") else None

@@ -108,6 +108,7 @@ def observation_scale(policy: Policy, options: EnvOptions, seed: int, ticks: int
 
     Until every slot has seen an end (what moves only at the end of an episode must have moved), ``ticks`` at most.
     """
+    options = envs.shown(options, policy)
     vector = envs.make(options, envs.slots_of(options, slots), Seeds(seed, "dry"))
     try:
         memory, starts = policy.init(vector.n), torch.ones(vector.n, dtype=torch.bool)

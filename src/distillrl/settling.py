@@ -82,9 +82,12 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
         target = teachers.load(source, wished).info.get("environment")
     if target is None:
         raise Misconfigured("no environment was given, and the teacher's file names none: --env takes an id such as LunarLander-v3")
-    options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps)
+    theirs = config.teacher_sees.removeprefix("group=") if config.teacher_sees else ""
+    adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")})
+    options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, adds)
     spec, backend = environment(options, config.slots)
-    policy = teachers.load(source, replace(wished, env=envs.name_of(options)), spec)
+    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds}) if not config.teacher_sees else spec
+    policy = teachers.load(source, replace(wished, env=envs.name_of(options)), own)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
     grown = students.grown(config.student)
@@ -100,7 +103,8 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
 def _phases(config: Config, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """What the run will do: the method's phases or those given, with other terms, and fine-tuning behind them where it is asked for."""
     further = config.finetune or (config.method == "finetune" and not config.phase)
-    found = config.phase or methods.expand("dagger" if config.method == "finetune" else config.method, gives, spec)
+    method = "dagger" if config.method == "finetune" else config.method
+    found = config.phase or students.suited(config.student, methods.expand(method, gives, spec))
     if config.terms is not None:
         found = configuration.with_terms(found, config.terms)
     found = methods.with_finetuning(found) if further else found

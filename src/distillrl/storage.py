@@ -28,6 +28,8 @@ class Storage:
 
     memory: int = 1 << 62
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
+    """What the user is to know of it."""
     taken: int = 0
 
     def make(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -78,8 +80,8 @@ def said(size: float) -> str:
     return f"{size:.0f} bytes"
 
 
-def plan(wanted: int, limit: str | None, folder: Path) -> tuple[Storage, str | None]:
-    """The storage for a run whose states take up to ``wanted`` bytes, and a sentence for the user where they go to the disk.
+def plan(wanted: int, limit: str | None, folder: Path) -> Storage:
+    """The storage for a run whose states take up to ``wanted`` bytes; it notes where they go to the disk.
 
     Raises Misconfigured where ``--memory`` is more than the machine has, or neither memory nor disk can hold them.
     """
@@ -89,7 +91,7 @@ def plan(wanted: int, limit: str | None, folder: Path) -> tuple[Storage, str | N
     memory = given if given is not None else int(SHARE * free)
     storage = Storage(memory, folder / "rows")
     if wanted <= memory:
-        return storage, None
+        return storage
     try:
         disk = shutil.disk_usage(folder).free
     except OSError:
@@ -99,4 +101,5 @@ def plan(wanted: int, limit: str | None, folder: Path) -> tuple[Storage, str | N
             f"the states of this run take up to {said(wanted)}; there are {said(memory)} of memory and {said(disk)} of disk for them: "
             "fewer --env-steps, a smaller image (resize=) or --method on-policy, which keeps one round, take less"
         )
-    return storage, f"the states of this run take up to {said(wanted)}, more than {said(memory)} of memory: what is more goes to {storage.folder}"
+    storage.notes = (f"the states of this run take up to {said(wanted)}, more than {said(memory)} of memory: what is more goes to {storage.folder}",)
+    return storage

@@ -72,6 +72,7 @@ def record(
 
     ``wants`` is the teacher's further knowledge (q, value). Raises Failed for an episode without end or a NaN.
     """
+    options = envs.shown(options, teacher, student)
     vector = envs.make(options, envs.slots_of(options, min(episodes, MAX_SLOTS)), seeds, episodes)
     try:
         with torch.inference_mode():

@@ -41,6 +41,8 @@ class EnvOptions:
     backend: str = "auto"
     """auto, gymnasium (auto arranges it), gymnasium:1 or gymnasium:2 (that many processes), envpool."""
     max_episode_steps: int | None = None
+    adds: frozenset[str] = frozenset()
+    """Groups that are given on demand only, because they cost: render."""
 
 
 class Vector(Protocol):

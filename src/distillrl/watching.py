@@ -55,7 +55,7 @@ def watch(
     Misconfigured for another ending than .gif or .mp4 or a backend that can't be rendered, Missing where the
     environment gives no pictures or a library isn't there, Failed where the file can't be written.
     """
-    path = Path(out)
+    path, options = Path(out), envs.shown(options, *players.values())
     if path.suffix not in FORMATS:
         raise Misconfigured(f"{path}: a video ends in {' or '.join(FORMATS)}")
     if not can_rerun(options):

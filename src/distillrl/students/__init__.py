@@ -6,12 +6,13 @@ To add a family, add a file and a row in FAMILIES.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from distillrl import seeing
+from distillrl.config import Phase
 from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.images import channels
 from distillrl.records import Group, Rollout, Spec
@@ -35,11 +36,13 @@ class Family:
     example: str
     grown: bool = False
     """Whether it is fitted anew to all labelled states each round, not descended."""
+    suits: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a phase that suit it better than the usual ones."""
 
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
-    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images"),
+    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128}),
     "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
@@ -67,6 +70,12 @@ def check(word: str) -> None:
 def grown(word: str) -> bool:
     """Whether a word names a family that is fitted, not descended."""
     return _family(word)[0].grown
+
+
+def suited(word: str, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """A method's phases with the settings that suit the family, where the method has no other than the usual ones."""
+    family, usual = _family(word)[0], Phase()
+    return tuple(replace(p, **{k: v for k, v in family.suits.items() if getattr(p, k) == getattr(usual, k)}) for p in phases)
 
 
 def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None, see: str | None = None) -> Any:
