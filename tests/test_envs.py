@@ -159,3 +159,17 @@ def test_specs_and_their_differences():
     assert "Box(-1, 1, (2,), float32)" in found[-1]
     with pytest.raises(Misconfigured, match="can't be seen"):
         envs.spec_of(spaces.Text(3), spaces.Discrete(2))
+
+
+@pytest.mark.parametrize("backend", ["gymnasium:1", "gymnasium:2"])
+def test_a_queue_begins_where_the_vector_is_reseeded(backend):
+    vector = envs.make(EnvOptions(lambda: Counting(2), {}, backend), 2, Seeds(0), episodes=3)
+    for first in (0, 3):
+        vector.reseed(first)
+        ends = 0
+        for _ in range(12):
+            _, _, terminated, _ = vector.step(np.zeros(2, np.int64))
+            ends += int(terminated.sum())
+        assert ends == 3
+        assert set(vector.playing().tolist()) <= {first + 3, first + 4}
+    vector.close()

@@ -30,17 +30,21 @@ class Seeds:
 
 
 class Queue:
-    """Numbers of the episodes that are still to be begun: a slot that is done takes the next, until ``total``.
+    """Numbers of the episodes that are still to be begun: a slot that is done takes the next, until ``end``.
 
     All of them are played to their end, so whichever slot plays which, short episodes don't count more often.
     """
 
     def __init__(self, first: int, step: int, total: int) -> None:
         self.first, self.step, self.total = first, step, total
-        self.next = first
+        self.begin(0)
+
+    def begin(self, index: int) -> None:
+        """Share out ``total`` episodes from number ``index`` of the stream on."""
+        self.next, self.end = index + self.first, index + self.total
 
     def take(self) -> int:
-        """The next number; ``total`` or more where there is none left."""
+        """The next number; ``end`` or more where there is none left."""
         number, self.next = self.next, self.next + self.step
         return number
 
@@ -61,7 +65,7 @@ class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.last: Any = None
 
     def _rests(self) -> bool:
-        return self.queue is not None and self.index >= self.queue.total
+        return self.queue is not None and self.index >= self.queue.end
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As gymnasium's; the seed is the episode's own."""

@@ -16,7 +16,7 @@ from distillrl import envs, teachers
 from distillrl.actions import Bernoulli, Categorical, Gaussian, MultiCategorical
 from distillrl.envs import EnvOptions, Seeds, Vector
 from distillrl.errors import Failed, Misconfigured
-from distillrl.evaluation import ENDLESS
+from distillrl.evaluation import ENDLESS, following
 from distillrl.policies import ACTION, Player, Policy, played, to_environment
 from distillrl.recordings.writing import Writer
 from distillrl.records import Prediction
@@ -169,7 +169,7 @@ class _Play:
             first += self.vector.n
 
     def episodes(self, count: int, first: int = 0) -> Iterator[Episode]:
-        """``count`` episodes from number ``first`` of the stream on; each slot plays a quota fixed beforehand, so that none is favoured for its length."""
+        """``count`` episodes from number ``first`` of the stream on, all of them to their end, so that none is favoured for its length."""
         n = self.vector.n
         obs, memory = self._seen(self.vector.reseed(first)), self.policy.init(n)
         index, began, due = np.arange(n), np.zeros(n, dtype=np.int64), 0
@@ -189,7 +189,8 @@ class _Play:
             obs, starts, ended = self._seen(new), ended, (terminated | truncated) & counted
             for slot in map(int, np.flatnonzero(ended)):  # once an episode, not once a step
                 waiting[int(index[slot])] = _episode(first + int(index[slot]), tape, slot, int(began[slot]), tick, obs)
-            index = index + n * ended
+            if ended.any():
+                index = following(self.vector, index + first, ended) - first
             began[ended] = tick + 1
             tape.forget(int(began[index < count].min(initial=tick)))
             if tick - began[index < count].min(initial=tick) > ENDLESS:

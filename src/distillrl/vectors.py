@@ -109,7 +109,7 @@ class InProcess:
         for i, env in enumerate(self.vector.envs):
             env.index = index + self.first + i
         if self.queue is not None:
-            self.queue.next = self.queue.first
+            self.queue.begin(index)
         return _as_groups(self.vector.reset()[0])
 
     def playing(self) -> np.ndarray | None:
