@@ -1,7 +1,8 @@
 """The artifact: one safetensors file whose header, one key of canonical JSON, says what the tensors are.
 
 It holds no time, path or latency, so that the same run gives the same bytes. Whatever isn't exactly as it was written is
-refused: a truncated or altered file (its digest), an oversized header, a newer version.
+refused: a truncated or altered file (its digest), an oversized header, a newer version. A header with a ``packing`` (packing.py) makes a
+file of format 2, whose tensors are held in fewer bytes, and which readers of format 1 refuse; all others are of format 1.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillrl import packing
 from distillrl.errors import Failed
 
 KEY = "distillrl"
-VERSION = 1
+VERSION = 2
 MAX_HEADER = 4 << 20
 MAX_BYTES = 4 << 30
 
@@ -39,13 +41,14 @@ def dumps(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of the file."""
     from safetensors.torch import save as to_bytes
 
-    body = {**header, "version": VERSION}
-    body["digest"] = _digest(body, tensors)
-    return to_bytes(dict(tensors), metadata={KEY: canonical(body)})
+    body = {**header, "version": VERSION if {"packing", "holding"} & set(header) else 1}
+    held = packing.pack(tensors, *_forms(header, "the student"))
+    body["digest"] = _digest(body, held)
+    return to_bytes(held, metadata={KEY: canonical(body)})
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors; raises Failed, with a sentence, for anything that isn't whole, ours and of this version."""
+    """Header and tensors, unpacked; raises Failed, with a sentence, for anything that isn't whole, ours and of this version."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
@@ -61,7 +64,21 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise Failed(f"{path} was written by a newer distillrl (format {body['version']}, this one reads up to {VERSION}): pip install -U distillrl")
     if body.pop("digest", None) != _digest(body, tensors):
         raise Failed(f"{path} was altered after it was written: its digest doesn't fit")
-    return body, tensors
+    return body, packing.unpack(tensors, *_forms(body, str(path)), str(path))
+
+
+def _forms(header: Mapping[str, Any], where: str) -> tuple[dict[str, packing.Form], dict[str, int]]:
+    """How tensors are held, and the entries of each rounded layer."""
+    if "packing" not in header:
+        return {}, {}
+    try:
+        forms = {str(name): packing.Form.of(form) for name, form in header["packing"].items()}
+        rounded = {str(layer): int(entries) for layer, (_, entries) in header.get("rounded", {}).items()}
+        if any(not 0 < entries <= packing.MOST for entries in rounded.values()):
+            raise ValueError("a layer with a strange number of roundings")
+        return forms, rounded
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Failed(f"{where} is damaged: its header's packing is not one ({type(error).__name__}: {error})") from None
 
 
 def header_text(path: Path) -> str:

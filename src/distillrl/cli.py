@@ -346,6 +346,53 @@ def watch(policy: str, teacher: str | None, out: str, episode: int, steps: int, 
     return 0
 
 
+_STEP_OPTIONS = [
+    click.option("--env-steps", type=click.IntRange(1), help="At most so many environment steps."),
+    click.option("--labels", type=click.IntRange(1), help="At most so many states labelled by the teacher."),
+    click.option("--seconds", type=float, help="At most so long."),
+    click.option("--slots", type=click.IntRange(1), help="Environments side by side."),
+    click.option("--method", help="As in distill."),
+    click.option("--out", help="The run folder."),
+    click.option("--quiet", is_flag=True, help="Say nothing but the outcome."),
+]
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("student")
+@click.option("--teacher", required=True, help="The teacher's file.")
+@click.option("--prune", type=float, default=0.0, help="Take out this share of the parameters, as whole neurons (of a tree: leaves), step by step.")
+@click.option("--sparse", is_flag=True, help="Take out single weights instead.")
+@click.option("--quantise", help="int8, int4, int3, int2, fp16 or bf16.")
+@click.option("--retention", type=float, default=0.98, show_default=True, help="Go on for as long as the interval of the retention lies above this.")
+@click.option("--episodes", type=click.IntRange(2), default=400, show_default=True, help="Played at most to decide whether a step holds.")
+@_with(_ENV_OPTIONS)
+@_with(_TEACHER_OPTIONS)
+@_with(_STEP_OPTIONS)
+def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: str | None, retention: float, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
+    r"""Make STUDENT, a run's student.safetensors, smaller while it holds: prune, distil anew, quantise, re-measure. Budgets are a step's.
+
+    \b
+    distillrl compress runs/lander/student.safetensors --teacher teacher.zip --prune 0.8 --quantise int8
+    distillrl compress S.safetensors --teacher T.zip --env CartPole-v1 --prune 0.9 --sparse --quantise int4 --retention 0.95
+
+    Exit code 0: all of it held; 1: the last file that held was kept, or none did; 2: something was wrong, in a sentence.
+    """
+    from distillrl.compression import compress as work
+    from distillrl.compression import sentences
+    from distillrl.console import Display, print_verdict
+
+    env = flags.pop("env")
+    settled = configuration.with_changes(configuration.Config(env_steps=60_000), {"format": format_, **flags})
+    with Display(quiet) as display:
+        made = work(student, teacher, env, prune=prune, sparse=sparse, quantise=quantise, retention=retention, episodes=episodes, out=out, config=settled, show=display)
+    if made.policy is not None:
+        print_verdict(made.verdict)
+        click.echo(f"student: {made.folder / 'student.safetensors'}")
+    for sentence in sentences(made):
+        click.echo(sentence, err=not made.reached)
+    return 0 if made.reached else 1
+
+
 @main.command(context_settings=_CONTEXT)
 @click.argument("policy")
 @click.option("--to", "target", required=True, help="onnx, c, c-int8, compiled, js, python or torch.")

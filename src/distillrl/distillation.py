@@ -327,6 +327,7 @@ def _save(state: State, folder: Folder) -> None:
             "progress": dataclasses.asdict(state.progress),
             "best": state.best,
             "header": state.student.header(),
+            "tensors": {k: v.clone() for k, v in state.student.artifact_tensors().items()},
             "drive": state.drive.state_dict(),
             "gradient": state.gradient.state_dict(),
         },
@@ -343,7 +344,7 @@ def _resume(setup: Setup, folder: Folder) -> State:
     if saved is None:
         return state
     values, parts = saved
-    state.student = students.build(values["header"], {k: v for k, v in values["gradient"]["student"].items() if k in _kept(state, values)})
+    state.student = students.build(values["header"], values["tensors"], learning=True)
     state.progress = Progress(**values["progress"])
     enter_phase(setup, state, state.progress.phase)
     state.gradient.load_state_dict(values["gradient"])
@@ -354,10 +355,6 @@ def _resume(setup: Setup, folder: Folder) -> State:
     for name in _PLAIN:
         setattr(state, name, values[name])
     return state
-
-
-def _kept(state: State, values: Mapping[str, Any]) -> set[str]:
-    return {k for k in values["gradient"]["student"] if not k.startswith(("value.", "training_heads."))}
 
 
 def _finish(setup: Setup, state: State, folder: Folder) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4, "record": 5}
+STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4, "record": 5, "race": 6}
 _STREAM_BITS, _COUNTER = 28, (1 << 28) - 1
 
 
@@ -21,9 +21,14 @@ class Seeds:
     stream: str = "train"
     chosen: tuple[int, ...] = ()
     """Only these episodes of the stream, over and over; empty for all of them."""
+    first: int = 0
+    """The number of the first episode in the stream."""
+    share: int = 1
+    """So many episodes in a row have the same seed: policies side by side, each on all seeds."""
 
     def __call__(self, index: int) -> int:
         """The seed of episode ``index``, below 2³¹ (as ALE and EnvPool need)."""
+        index = self.first + index // self.share
         index = self.chosen[index % len(self.chosen)] if self.chosen else index
         offset = int(np.random.SeedSequence([self.seed, 7919]).generate_state(1)[0])
         return (STREAMS[self.stream] << _STREAM_BITS) | ((offset + index) & _COUNTER)

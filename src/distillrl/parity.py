@@ -153,19 +153,7 @@ def visited(policy: Any, env: Any, states: int = 2000, seed: int = 0) -> dict[st
 
 def _visit(policy: Shadowed, options: EnvOptions, states: int, seed: int) -> None:
     """Play until enough states were seen; each chunk of episodes on seeds of its own, of the stream of training."""
-    stream = Seeds(seed, "train")
     first = 0
     while policy.states < states:
-        evaluation.play(policy, options, CHUNK, _Later(stream, first))  # type: ignore[arg-type]  # a Seeds in all that play asks of it
+        evaluation.play(policy, options, CHUNK, Seeds(seed, "train", first=first))
         first += CHUNK
-
-
-@dataclass(frozen=True)
-class _Later:
-    """A stream of seeds from an episode on."""
-
-    seeds: Seeds
-    first: int
-
-    def __call__(self, index: int) -> int:
-        return self.seeds(self.first + index)

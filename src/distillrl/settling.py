@@ -138,7 +138,7 @@ def begin(setup: Setup) -> State:
     drive = Drive(vector, setup.spec, generator(config.seed, "drive"))
     if config.init is not None:
         header, tensors = artifact.load(Path(config.init))
-        student = students.build(header, tensors)
+        student = students.build(header, tensors, learning=True)
         if found := envs.differences(student.spec, setup.spec):
             raise Misconfigured(f"--init {config.init} does not fit: " + "; ".join(found))
     else:

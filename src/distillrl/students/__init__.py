@@ -17,6 +17,7 @@ from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.images import channels
 from distillrl.records import Group, Rollout, Spec
 from distillrl.senses import Sense, one_hot_where_needed
+from distillrl.students import compact
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.forest import build_forest, make_forest, parse_forest
 from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
@@ -93,18 +94,29 @@ def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = N
     return family.make(text, spec, head, generator, sense).eval()
 
 
-def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The policy of an artifact; refuses tensors whose names, shapes or values don't fit. Raises Failed."""
+def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], learning: bool = False) -> Any:
+    """The policy of an artifact; refuses tensors whose names, shapes or values don't fit. Raises Failed.
+
+    ``learning``: with free weights under their grids and masks, where it is held in fewer bits (students/compact.py).
+    """
     try:
         spec = Spec.from_json(header["spec"])
         family, text = _family(str(header["family"]))
         policy = family.build(text, spec, header)
+        made_compact = compact.of_header(header)
+        if made_compact is not None:
+            compact.wear(policy, made_compact)
     except (KeyError, TypeError, ValueError, AttributeError, Misconfigured) as error:
         raise Failed(f"the artifact's header is damaged ({type(error).__name__}: {error})") from None
     expected = policy.artifact_tensors()
+    aux = {name: value for name, value in tensors.items() if made_compact is not None and name.endswith(":scale") and name[:-6] in made_compact.forms}
+    tensors = {name: value for name, value in tensors.items() if name not in aux}
     if set(expected) != set(tensors):
         odd = sorted(set(expected) ^ set(tensors))
         raise Failed(f"the artifact's tensors don't fit its header: {', '.join(odd[:4])} is missing or too much")
+    for name, value in (*aux.items(), *((k, v) for k, v in tensors.items() if k.endswith(".inverse"))):
+        if not bool((value.isfinite() & (value > 0)).all()):
+            raise Failed(f"the artifact's tensor {name} holds what is no size of a step")
     for name, value in tensors.items():
         if value.shape != expected[name].shape or value.dtype != expected[name].dtype:
             raise Failed(
@@ -114,6 +126,10 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
             raise Failed(f"the artifact's tensor {name} holds NaN or infinity")
     policy.load_state_dict(dict(tensors), strict=False)
     policy.eval()
+    if made_compact is not None:
+        policy.compact = replace(made_compact, aux=aux)
+        if learning:
+            compact.hold(policy)
     if getattr(policy, "grown", False):
         policy.settle()
     made_of = header.get("provenance") or {}

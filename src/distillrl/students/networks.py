@@ -14,6 +14,7 @@ from distillrl.errors import Misconfigured, nearest
 from distillrl.policies import ACTION, Memory, flatten
 from distillrl.records import Prediction, Spec
 from distillrl.senses import Sense
+from distillrl.students import compact
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -67,6 +68,8 @@ class Network(nn.Module):
         self.remembering = tuple(name for name, part in (("recurrent", recurrent), ("value", value)) if hasattr(part, "init"))
         self.training_heads = nn.ModuleDict()
         self.info: dict[str, Any] = dict(info or {})
+        self.compact: compact.Compact | None = None
+        """How its tensors are held in fewer bytes, where they are."""
 
     @property
     def gives(self) -> frozenset[str]:
@@ -147,17 +150,21 @@ class Network(nn.Module):
         return self.log_std
 
     def acting_parameters(self) -> int:
-        """Parameters from observation to most likely action: no critic, no spread, no training head."""
+        """Parameters from observation to most likely action: no critic, no spread, no training head, no zero that is left out."""
+        if self.compact is not None:
+            return compact.count(self, ("recurrent.", "body.", "out."))
         return sum(p.numel() for module in (self.recurrent, self.body, self.out) if module is not None for p in module.parameters())
 
     def header(self) -> dict[str, Any]:
         """What ``build`` needs beside the tensors; plain JSON."""
-        return {"family": self.family, "spec": self.spec.to_json(), "sense": self.sense.to_json(), "head": self.head.kind}
+        held = {} if self.compact is None else self.compact.to_json()
+        return {"family": self.family, "spec": self.spec.to_json(), "sense": self.sense.to_json(), "head": self.head.kind, **held}
 
     def artifact_tensors(self) -> dict[str, Tensor]:
         """The tensors that an artifact keeps: no critic and no training head."""
         left_out = ("value.", "training_heads.")
-        return {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if not k.startswith(left_out)}
+        own = self.state_dict() if self.compact is None else compact.plain_tensors(self)
+        return {k: v.detach().cpu().contiguous() for k, v in own.items() if not k.startswith(left_out)}
 
     def to(self, *args: Any, **kwargs: Any) -> Network:
         """Move it, the head's bounds too."""

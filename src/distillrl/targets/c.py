@@ -95,7 +95,7 @@ class Printer:
         texts = [_decimal(digits.format(v), kind) for v in values.ravel().tolist()]
         rows = [", ".join(texts[i : i + 12]) for i in range(0, len(texts), 12)]
         self.constants.append(f"static const {kind} {name}[{len(texts)}] = {{\n    " + ",\n    ".join(rows) + "\n};\n")
-        self.bytes += len(texts) * {"double": 8, "int8_t": 1, "int16_t": 2}.get(kind, 4)
+        self.bytes += len(texts) * {"double": 8, "int8_t": 1, "uint8_t": 1, "int16_t": 2, "uint16_t": 2}.get(kind, 4)
         return name
 
     def loop(self, value: str, expression: str) -> None:
@@ -117,8 +117,26 @@ def panels(weight: Floats) -> np.ndarray:
     return np.concatenate([weight[:whole].reshape(whole // 8, 8, n).transpose(0, 2, 1).ravel(), weight[whole:].ravel()])
 
 
+SPARSE = 0.5
+"""A layer of which at most this share isn't zero is printed without its zeros, each weight with its place."""
+
+
+def sparse(p: Printer, weight: np.ndarray) -> tuple[str, str]:
+    """Places of the weights that aren't zero, and how many each row has: the arguments ``at`` and ``count``, and the width of a place."""
+    kind = "8" if weight.shape[1] <= 256 else "16"
+    return f"{p.constant(np.nonzero(weight)[1], f'uint{kind}_t')}, {p.constant(np.count_nonzero(weight, 1), 'uint16_t')}", kind
+
+
+def is_sparse(weight: np.ndarray, share: float = SPARSE) -> bool:
+    """Whether it is smaller without its zeros: places have 16 bits at most, and a row has no more weights than those count."""
+    return 0 < int(np.count_nonzero(weight)) <= share * weight.size and weight.shape[1] < 1 << 16
+
+
 def dense(p: Printer, op: steps.Dense) -> None:
     """A dense layer in float32."""
+    if is_sparse(op.weight):
+        _sparse_dense(p, op)
+        return
     p.needed.add("dense")
     parts = p.blocks.get(op.out, 1)
     n, rows = op.weight.shape[1], len(op.weight) // parts
@@ -126,6 +144,19 @@ def dense(p: Printer, op: steps.Dense) -> None:
         weight, bias = op.weight[k * rows : (k + 1) * rows], op.bias[k * rows : (k + 1) * rows]
         to = p.pointer(op.out, k * steps.padded(rows))
         p.lines.append(f"    dense({p.pointer(op.x)}, {p.constant(panels(weight))}, {p.constant(bias)}, {to}, {n}, {rows});")
+
+
+def _sparse_dense(p: Printer, op: steps.Dense) -> None:
+    parts = p.blocks.get(op.out, 1)
+    rows = len(op.weight) // parts
+    for k in range(parts):
+        weight, bias = op.weight[k * rows : (k + 1) * rows], op.bias[k * rows : (k + 1) * rows]
+        # A row without a weight is none to C, where an array has at least one entry: it keeps a zero.
+        values = weight[weight != 0] if weight.any() else np.zeros(1, np.float32)
+        places, kind = sparse(p, weight) if weight.any() else (f"{p.constant(np.zeros(1, int), 'uint8_t')}, {p.constant(np.zeros(rows, int), 'uint16_t')}", "8")
+        p.needed.add(f"sparse{kind}")
+        to = p.pointer(op.out, k * steps.padded(rows))
+        p.lines.append(f"    sparse{kind}_({p.pointer(op.x)}, {p.constant(values)}, {places}, {p.constant(bias)}, {to}, {rows});")
 
 
 def _activate(p: Printer, op: steps.Activate) -> None:
@@ -138,7 +169,7 @@ def _activate(p: Printer, op: steps.Activate) -> None:
     else:
         source = p.pointer(op.x)
     arguments = ""
-    if op.kind in {"elu", "clip"}:
+    if op.kind in {"elu", "clip", "round"}:
         arguments = f", {_number(op.first)}" + (f", {_number(op.second)}" if op.kind == "clip" else "")
     elif op.kind == "leaky":
         slopes = np.zeros(padded, np.float32)

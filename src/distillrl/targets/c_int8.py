@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distillrl.errors import Misconfigured
+from distillrl.students import compact
 from distillrl.targets import c, running
 from distillrl.targets import plan as steps
 from distillrl.targets.plan import Floats, Plan
 
 STATES = 4096
 """Calibration states that are used at most."""
-HEADROOM = {True: 1.0, False: 0.1}
-"""By what share numbers may be greater than any in calibration: those of an observation (a landing's shock), and those inside."""
+SPARSE = 0.4
+"""A layer of which at most this share isn't zero is printed without its zeros: a place takes as much as a weight."""
 WIDEST = 1 << 16
 """Inputs of a layer at most: more could overflow an int32 sum."""
 
@@ -56,6 +58,7 @@ def write(plan: Plan, passport: Mapping[str, Any], folder: Path, name: str, stat
     """Write NAME.h and NAME.c; the facts tell on how many of the states the float policy's action is kept."""
     if plan.states:
         raise Misconfigured("export --to c-int8 doesn't carry a policy with memory, whose activations can't be calibrated on single states; c, js, onnx and python do")
+    plan = _without_rounding(plan)
     layers = quantised(plan, states)
     used = _some(states)
     floats = running.run(plan, used)[plan.raw]
@@ -65,16 +68,33 @@ def write(plan: Plan, passport: Mapping[str, Any], folder: Path, name: str, stat
 
     def dense(p: c.Printer, op: steps.Dense) -> None:
         layer = layers[op.out]
-        p.needed.add("dense_int8")
         p.more_stack = 2 * widest
-        given = f"{p.constant(layer.inverse)}, {p.constant(layer.zero)}, {int(layer.inverse.size == 1)}, {layer.half}"
-        weights = f"{p.constant(layer.weight, 'int8_t')}, {p.constant(layer.scale)}, {p.constant(layer.bias)}"
         m, n = layer.weight.shape
-        p.lines.append(f"    {{\n        int16_t q[{n}];\n        dense_int8_({p.pointer(op.x)}, {given}, {weights}, q, {p.pointer(op.out)}, {n}, {m});\n    }}")
+        rounding = f"{p.constant(layer.inverse)}, {p.constant(layer.zero)}, {int(layer.inverse.size == 1)}, {layer.half}"
+        if c.is_sparse(layer.weight, SPARSE):
+            places, kind = c.sparse(p, layer.weight)
+            p.needed.add(f"sparse_int8_{kind}")
+            weights = f"{p.constant(layer.weight[layer.weight != 0], 'int8_t')}, {places}"
+            call = f"sparse_int8_{kind}_(q, {weights}, {p.constant(layer.scale)}, {p.constant(layer.bias)}, {p.pointer(op.out)}, {m});"
+        else:
+            p.needed.add("dense_int8")
+            call = f"dense_int8_(q, {p.constant(layer.weight, 'int8_t')}, {p.constant(layer.scale)}, {p.constant(layer.bias)}, {p.pointer(op.out)}, {n}, {m});"
+        p.lines.append(f"    {{\n        int16_t q[{n}];\n        whole_({p.pointer(op.x)}, {rounding}, q, {n});\n        {call}\n    }}")
 
     files, facts = c.write_with(plan, passport, folder, name, dense)
     kept = {"agreement": float(same.reshape(len(same), -1).all(-1).mean())} if plan.decode.discrete else {"action_error": float(_box_error(plan, floats, whole))}
     return files, {**facts, "calibration_states": len(floats), **kept}
+
+
+def _without_rounding(plan: Plan) -> Plan:
+    """Layers whose inputs are rounded by steps of their own read the value before these: here they are rounded by the layer."""
+    ops = tuple(replace(op, x=op.whole.x) if isinstance(op, steps.Dense) and op.whole is not None else op for op in plan.ops)
+    while True:
+        read = {name for op in ops for name in steps.reads(op)} | {plan.raw, plan.source}
+        kept = tuple(op for op in ops if op.out in read)
+        if len(kept) == len(ops):
+            return replace(plan, ops=ops)
+        ops = kept
 
 
 def _box_error(plan: Plan, floats: Floats, whole: Floats) -> float:
@@ -96,6 +116,9 @@ def quantised(plan: Plan, states: Mapping[str, NDArray[Any]]) -> dict[str, Quant
     bounded = {op.out for op in plan.ops if isinstance(op, steps.Activate)}
 
     def calibrate(op: steps.Dense, x: Floats) -> Floats:
+        if op.whole is not None:  # it came with its grids, from a student that was compressed
+            layers[op.out] = _given(op, op.whole)
+            return layers[op.out](x)
         layer = _layer(op, x, op.x not in bounded)
         error = (layer(x) - exact[op.out]).mean(0)
         layers[op.out] = replace(layer, bias=(layer.bias - error).astype(np.float32))
@@ -108,17 +131,20 @@ def quantised(plan: Plan, states: Mapping[str, NDArray[Any]]) -> dict[str, Quant
 def _layer(op: steps.Dense, x: Floats, each: bool) -> Quantised:
     if op.weight.shape[1] > WIDEST:
         raise Misconfigured(f"export --to c-int8: a layer reads {op.weight.shape[1]} numbers, at most {WIDEST} are right")
-    axis = 0 if each else None
-    half = 2048 if op.weight.shape[1] <= 8000 else 128
-    low, high = (np.atleast_1d(v).astype(np.float64) for v in (np.minimum(x.min(axis), 0), np.maximum(x.max(axis), 0)))
-    still = high - low < 1e-6  # a number that never moved in calibration may move yet
-    low, high = np.where(still, -1, low * (1 + HEADROOM[each])), np.where(still, 1, high * (1 + HEADROOM[each]))
-    step = (high - low) / (2 * half - 1)
-    zero = np.round(-half - low / step)
-    scaled = op.weight.astype(np.float64) * step
+    half = compact.half_of(op.weight.shape[1])
+    inverse, zero = (v.numpy() for v in compact.span(torch.from_numpy(x), each, half))
+    scaled = op.weight.astype(np.float64) / inverse
     scale = np.maximum(np.abs(scaled).max(1) / 127, 1e-30)
-    weight = np.round(scaled / scale[:, None]).astype(np.int8)
-    # x ≈ step · (q − zero): the zero point's share is the same in every state, so it goes into the bias.
-    bias = op.bias - scale * (weight.astype(np.float64) @ np.broadcast_to(zero, weight.shape[1:]))
-    floats = [v.astype(np.float32) for v in (1 / step, zero, scale, bias)]
-    return Quantised(half, floats[0], floats[1], weight, floats[2], floats[3])
+    codes = np.round(scaled / scale[:, None]).astype(np.int8)
+    return _folded(half, inverse, zero, codes, scale, op.bias)
+
+
+def _given(op: steps.Dense, whole: steps.Whole) -> Quantised:
+    return _folded(whole.half, whole.inverse, whole.zero, whole.codes, whole.scale, op.bias)
+
+
+def _folded(half: int, inverse: NDArray[Any], zero: NDArray[Any], codes: NDArray[np.int8], scale: NDArray[Any], bias: Floats) -> Quantised:
+    """As x ≈ step · (q − zero): the zero point's share is the same in every state, so it goes into the bias."""
+    shifted = bias - scale.astype(np.float64) * (codes.astype(np.float64) @ np.broadcast_to(zero.astype(np.float64), codes.shape[1:]))
+    floats = [v.astype(np.float32) for v in (inverse, zero, scale, shifted)]
+    return Quantised(half, floats[0], floats[1], codes, floats[2], floats[3])

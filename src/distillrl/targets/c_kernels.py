@@ -125,6 +125,34 @@ def _rational(name: str) -> str:
 """
 
 
+def _sparse(kind: str, name: str) -> str:
+    return f"""/* y[m] = W x + b, where most of W is zero: row j has count[j] weights w, each with the place of its input in x. */
+static void {name}_(const float *x, const float *w, const {kind} *at, const uint16_t *count, const float *b, float *y, int m)
+{{
+    int j, k;
+    for (j = 0; j < m; j++) {{
+        float sum = b[j];
+        for (k = 0; k < (int)count[j]; k++) sum += *w++ * x[*at++];
+        y[j] = sum;
+    }}
+}}
+"""
+
+
+def _sparse_int8(kind: str, name: str) -> str:
+    return f"""/* y[m] = scale * (W q) + b of whole numbers, where most of W is zero: row j has count[j] weights w, each with the place of its input. */
+static void {name}_(const int16_t *q, const int8_t *w, const {kind} *at, const uint16_t *count, const float *scale, const float *b, float *y, int m)
+{{
+    int j, k;
+    for (j = 0; j < m; j++) {{
+        int32_t sum = 0;
+        for (k = 0; k < (int)count[j]; k++) sum += (int16_t)*w++ * q[*at++];
+        y[j] = (float)sum * scale[j] + b[j];
+    }}
+}}
+"""
+
+
 FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "smaller": (SMALLER, ()),
     "larger": (LARGER, ()),
@@ -148,7 +176,23 @@ FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "leaky": ("static vec leaky_(vec x, vec slope) { return SELECT(x > SPLAT(0.0f), x, slope * x); }\n", ()),
     "clip": ("static vec clip_(vec x, float low, float high) { return larger(smaller(x, SPLAT(high)), SPLAT(low)); }\n", ("smaller", "larger")),
+    # Of numbers within ± half, which NaN is made one of: a conversion of others to int has no defined result.
+    "round": (
+        """static vec round_(vec x, float half)
+{
+    const vec y = SELECT(x > SPLAT(-half), x, SPLAT(-half)) + (half + 0.5f);
+#if LANES > 1
+    return __builtin_convertvector(__builtin_convertvector(y, mask), vec) - half;
+#else
+    return (float)(int32_t)y - half;
+#endif
+}
+""",
+        (),
+    ),
     "dense": (DENSE, ()),
+    "sparse8": (_sparse("uint8_t", "sparse8"), ()),
+    "sparse16": (_sparse("uint16_t", "sparse16"), ()),
     "finite": (
         """/* Whether no number is NaN or infinite; looks at the bits, so that -ffast-math can't remove it. */
 static int finite_(const float *x, int n)
@@ -193,17 +237,28 @@ static int32_t best_(const float *x, int n)
 """,
         (),
     ),
-    "dense_int8": (
-        """/* y[m] = scale * (W q) + b, with q = x * inverse + zero as a whole number in [-half, half - 1], and W [m][n] row by row; four rows share what is loaded of q. */
-static void dense_int8_(const float *x, const float *inverse, const float *zero, int one, int half, const int8_t *w, const float *scale, const float *b, int16_t *q, float *y, int n, int m)
+    "whole": (
+        """/* q = x * inverse + zero as a whole number in [-half, half - 1]. */
+static void whole_(const float *x, const float *inverse, const float *zero, int one, int half, int16_t *q, int n)
 {
     const float low = (float)-half, high = (float)(half - 1);
-    int i, j = 0;
+    int i;
     for (i = 0; i < n; i++) {
         const float v = x[i] * inverse[one ? 0 : i] + zero[one ? 0 : i];
         const float inside = v > low ? (v < high ? v : high) : low;
         q[i] = (int16_t)((int)(inside + (0.5f - low)) - half);
     }
+}
+""",
+        (),
+    ),
+    "sparse_int8_8": (_sparse_int8("uint8_t", "sparse_int8_8"), ("whole",)),
+    "sparse_int8_16": (_sparse_int8("uint16_t", "sparse_int8_16"), ("whole",)),
+    "dense_int8": (
+        """/* y[m] = scale * (W q) + b of whole numbers, with W [m][n] row by row; four rows share what is loaded of q. */
+static void dense_int8_(const int16_t *q, const int8_t *w, const float *scale, const float *b, float *y, int n, int m)
+{
+    int i, j = 0;
     for (; j + 4 <= m; j += 4, w += 4 * n) {
         int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
         for (i = 0; i < n; i++) {
@@ -224,7 +279,7 @@ static void dense_int8_(const float *x, const float *inverse, const float *zero,
     }
 }
 """,
-        (),
+        ("whole",),
     ),
     "norm": (
         """/* (x - mean) / sqrt(variance + epsilon) * w + b; the root is Newton's, from a guess by the exponent. */
@@ -290,7 +345,7 @@ def printed(needed: set[str], name: str, tiles: set[int]) -> str:
         if called <= wanted:
             break
         wanted |= called
-    vectors = wanted - {"finite", "finite_wide", "best", "norm", "dense_int8"}
+    vectors = wanted - {"finite", "finite_wide", "best", "norm", "dense_int8", "whole", "sparse8", "sparse16", "sparse_int8_8", "sparse_int8_16"}
     prelude = PRELUDE.replace("@NAME@", name.upper()) if vectors or tiles else "\n#define ALIGNED\n"
     convolutions = "".join(convolution(tile) for tile in sorted(tiles))
     return prelude + "\n" + "\n".join(code for function, (code, _) in FUNCTIONS.items() if function in wanted) + convolutions

@@ -63,6 +63,7 @@ ACTIVATE = {
     "sigmoid": "sigmoid(v)",
     "silu": "v * sigmoid(v)",
     "exp": "Math.exp(v)",
+    "round": "Math.floor(v + 0.5)",
     "elu": "v > 0 ? v : {first} * Math.expm1(v)",
     "gelu": "0.5 * v * (1 + erf(v * Math.SQRT1_2))",
     "gelu_tanh": "0.5 * v * (1 + Math.tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)))",

@@ -136,6 +136,8 @@ def _activate(p: _Printer, op: steps.Activate) -> None:
         p.node("PRelu", [x, p.constant(np.atleast_1d(op.first))], op.out)
     elif op.kind in {"gelu", "gelu_tanh"}:
         p.node("Gelu", [x], op.out, approximate="tanh" if op.kind == "gelu_tanh" else "none")
+    elif op.kind == "round":
+        p.node("Sub", [p.node("Floor", [p.node("Add", [x, p.constant(float(np.max(op.first)) + 0.5)])]), p.constant(op.first)], op.out)
     elif op.kind == "elu":
         p.node("Elu", [x], op.out, alpha=float(op.first))
     else:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-ACTIVATIONS = ("tanh", "relu", "sigmoid", "silu", "elu", "gelu", "gelu_tanh", "leaky", "clip", "exp")
-"""Elementwise functions that every code target has; ``leaky`` has a slope (one, or one of each entry), ``elu`` an alpha, ``clip`` two ends; ``exp`` is good to 1e-6 up to 2 (a log_std)."""
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "silu", "elu", "gelu", "gelu_tanh", "leaky", "clip", "exp", "round")
+"""Elementwise functions that every code target has; ``leaky`` has a slope (one, or one of each entry), ``elu`` an alpha, ``clip`` two ends; ``exp`` is good to 1e-6 up to 2 (a log_std); ``round`` is to the nearest whole number, halves up, within ± its first parameter."""
 NOISE = {"argmax": "gumbel", "multi": "gumbel", "threshold": "logistic", "clip": "normal", "tanh": "normal"}
 """The distribution of the noise that makes a most likely action a sampled one (Gumbel 1954: the argmax of logits plus Gumbel noise)."""
 
@@ -107,13 +107,29 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """How a dense layer is one of whole numbers: q = round(``x`` · inverse + zero) in [-half, half - 1], weight = codes · scale [m, 1] · inverse.
+
+    ``x`` is the value before it was rounded; the steps between it and the layer say the same in floats.
+    """
+
+    x: str
+    half: int
+    inverse: Floats
+    zero: Floats
+    codes: NDArray[np.int8]
+    scale: Floats
+
+
+@dataclass(frozen=True)
 class Dense:
-    """weight [m, n] · x [n] + bias [m]."""
+    """weight [m, n] · x [n] + bias [m]; ``whole`` where its inputs and weights lie on grids."""
 
     out: str
     x: str
     weight: Floats
     bias: Floats
+    whole: Whole | None = None
 
 
 @dataclass(frozen=True)

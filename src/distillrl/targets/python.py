@@ -152,6 +152,7 @@ def _activate(p: _Printer, op: steps.Activate) -> str:
         "sigmoid": f"_sigmoid({x})",
         "silu": f"{x} * _sigmoid({x})",
         "exp": f"np.exp({x})",
+        "round": f"np.floor({x} + _f({float(np.max(op.first)) + 0.5!r})) - {first}",
         "elu": f"np.where({x} > 0, {x}, {first} * np.expm1(np.minimum({x}, _ZERO)))",
         "gelu": f"{x} * _HALF * (_erf({x} * _f(0.7071067811865476)) + _f(1))",
         "gelu_tanh": f"{x} * _HALF * (np.tanh(_f(0.7978845608028654) * ({x} + _f(0.044715) * {x} * {x} * {x})) + _f(1))",

@@ -90,6 +90,8 @@ def activate(op: steps.Activate, x: Floats) -> Floats:
         return np.tanh(x)
     if op.kind == "exp":
         return np.exp(x)
+    if op.kind == "round":
+        return np.floor(x + np.float32(op.first + 0.5)) - np.float32(op.first)
     if op.kind == "relu":
         return np.maximum(x, 0)
     if op.kind == "clip":

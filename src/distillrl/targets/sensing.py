@@ -26,6 +26,8 @@ class Builder:
         self.shapes, self.ops = shapes, ops
         self.wide: set[str] = set()
         self.states: list[State] = []
+        self.scales: dict[int, Any] = {}
+        """id of a rounded layer → the size of a step of each of its outputs' weights."""
 
     def name(self) -> str:
         """A new value's name."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distillrl.errors import Misconfigured
+from distillrl.packing import SCALE
 from distillrl.students.cnn import Fused, Image, Residual
+from distillrl.students.compact import Rounded
 from distillrl.students.fitted import Fitted
 from distillrl.students.networks import Network
 from distillrl.targets import fitting, sensing
@@ -46,6 +48,8 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
             f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks, trees and formulas; the target torch carries any torch policy"
         )
     builder = Builder({}, [])
+    if policy.compact is not None:
+        builder.scales = {id(policy.get_submodule(name)): policy.compact.aux.get(f"{name}.weight{SCALE}") for name in policy.compact.rounded}
     groups = sensing.sense(builder, policy)
     x = sensing.flatten(builder, groups, policy.sense.groups)
     if policy.recurrent is not None:
@@ -153,6 +157,20 @@ def _linear(b: Builder, x: str, layer: nn.Linear) -> str:
     return b.add(steps.Dense(b.name(), x, weight, bias), (len(weight),))
 
 
+def _rounded(b: Builder, x: str, layer: Rounded) -> str:
+    """Onto whole numbers and back, then a dense layer; with all that a target of whole numbers needs to do without the floats."""
+    inverse, zero, weight, shape = _floats(layer.inverse), _floats(layer.zero), _floats(layer.weight), (b.size(x),)
+    inside = b.add(steps.Affine(b.name(), x, inverse, zero, -float(layer.reach), layer.reach - 1.0), shape)
+    whole = _activate(b, inside, "round", float(layer.reach))
+    back = b.add(steps.Affine(b.name(), whole, 1 / inverse, -zero / inverse), shape)
+    made, scale = None, b.scales.get(id(layer))
+    if scale is not None:
+        codes = np.round(weight / inverse / _floats(scale)[:, None]) if len(inverse) > 1 else np.round(weight / _floats(scale)[:, None])
+        step = _floats(scale) if len(inverse) > 1 else _floats(scale) / inverse
+        made = steps.Whole(x, layer.reach, inverse, zero, codes.astype(np.int8), step)
+    return b.add(steps.Dense(b.name(), back, weight, _floats(layer.bias), made), (len(weight),))
+
+
 def _activate(b: Builder, x: str, kind: str, first: float | Floats = 0.0, second: float = 0.0) -> str:
     return b.add(steps.Activate(b.name(), x, kind, first, second), b.shapes[x])
 
@@ -213,6 +231,7 @@ def _layer_norm(b: Builder, x: str, layer: nn.LayerNorm) -> str | None:
 PLAIN: dict[type, str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
 LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     nn.Linear: _linear,
+    Rounded: _rounded,
     nn.BatchNorm1d: _batch_norm,
     nn.LayerNorm: _layer_norm,
     nn.Conv2d: _conv,

@@ -1,0 +1,84 @@
+"""Whether a student holds a retention, shown by its interval: episodes are played until that is decided, or there are enough.
+
+Teacher and random policy are played once, and every student meets the same episodes. After 50, 100, 200, … episodes the 95 % interval
+of the retention is looked at: it is held where the lower end reaches the aim, lost where the upper end doesn't. Several
+looks make a wrong decision a little more likely than one look would (Armitage 1969); the verdict at the end has episodes of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distillrl import evaluation, stats
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import Failed
+from distillrl.policies import Policy
+from distillrl.records import Spec
+from distillrl.settling import generator
+
+FIRST = 50
+"""Episodes before the first look."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a student retains, on how many episodes; ``held`` is None where the interval has the aim inside."""
+
+    retention: stats.Interval
+    episodes: int
+    mean: float
+    held: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        r = self.retention
+        return {"retention": {"value": r.value, "low": r.low, "high": r.high}, "episodes": self.episodes, "return": self.mean, "held": self.held}
+
+    def __str__(self) -> str:
+        r = self.retention
+        return f"{r.value:.1%} ({r.low:.1%} to {r.high:.1%}, {self.episodes} episodes)"
+
+
+class Referee:
+    """Measures students against an aim. State: the returns of teacher and random policy so far, {who: [episodes]}."""
+
+    def __init__(self, options: EnvOptions, spec: Spec, teacher: Policy, seed: int, aim: float, most: int = 400) -> None:
+        self.options, self.spec, self.seed, self.aim, self.most = options, spec, seed, aim, max(most, 2)
+        self.paired = options.backend.startswith("gymnasium")  # other vectors don't give each episode its seed
+        self.players: dict[str, Policy] = {"teacher": teacher, "random": evaluation.Random(spec, generator(seed, "referee"))}
+        self.returns = {who: np.zeros(0) for who in self.players}
+        self.steps = 0
+
+    def judge(self, student: Policy) -> Finding:
+        """Play until it is decided; raises Failed where teacher and random policy can't be told apart."""
+        mine = np.zeros(0)
+        found = None
+        while found is None or (found.held is None and len(mine) < self.most):
+            wanted = min(self.most, max(FIRST, 2 * len(mine)))
+            mine = np.concatenate([mine, self._play(student, len(mine), wanted)])
+            found = self.finding(mine)
+        return found
+
+    def finding(self, mine: np.ndarray) -> Finding:
+        """What these returns, of the stream's first episodes, say."""
+        self.teacher_until(len(mine))
+        teacher, random = (self.returns[who][: len(mine)] for who in ("teacher", "random"))
+        kept = stats.retention(mine, teacher, random, self.seed, paired=self.paired)
+        if kept is None:
+            raise Failed("teacher and random policy can't be told apart here, so there is no retention to hold: is this the teacher's environment?")
+        held = True if kept.low >= self.aim else False if kept.high < self.aim else None
+        return Finding(kept, len(mine), float(mine.mean()), held)
+
+    def teacher_until(self, episodes: int) -> None:
+        """Have teacher and random policy play at least so many episodes."""
+        for who, player in self.players.items():
+            if (there := len(self.returns[who])) < episodes:
+                self.returns[who] = np.concatenate([self.returns[who], self._play(player, there, episodes)])
+
+    def _play(self, policy: Policy, first: int, until: int) -> np.ndarray:
+        played = evaluation.play(policy, self.options, until - first, Seeds(self.seed, "race", first=first))
+        self.steps += played.steps
+        return played.returns
