@@ -97,6 +97,7 @@ def test_gaussian_golden_values():
     assert policy.total_variation(shifted, teacher).item() == pytest.approx(math.erf(0.5 / math.sqrt(2)), abs=2e-3)
     assert policy.mse(student, teacher).item() == pytest.approx(1.0)
     assert policy.huber(student, teacher, delta=0.5).item() == pytest.approx(0.5 * (1 - 0.25))
+    assert policy.spread_mse(student, teacher).item() == pytest.approx(math.log(2) ** 2)  # σ of 1 and 2; the means don't count
 
 
 def test_quadrature_agrees_with_a_fine_sum():

@@ -43,5 +43,14 @@ def add(student: Any, wanted: Mapping[str, tuple[int, ...]], spec: Spec, generat
 
 def acts_by_q(phases: Sequence[Phase], spec: Spec) -> bool:
     """Whether a student must act by its Q-values: some term is on them, and none on its probabilities."""
-    wants = [TABLE[name].wants for phase in phases for name in phase.terms if name in TABLE]
+    wants = _wants(phases, spec)
     return spec.action.kind == "discrete" and any("student.q" in w for w in wants) and not any("student.distribution" in w for w in wants)
+
+
+def acts_surely(phases: Sequence[Phase], spec: Spec) -> bool:
+    """Whether a box student has no distribution: no term would teach it its spread, so that its samples would mean nothing."""
+    return spec.action.kind == "box" and not any("student.distribution" in w for w in _wants(phases, spec))
+
+
+def _wants(phases: Sequence[Phase], spec: Spec) -> list[frozenset[str]]:
+    return [TABLE[name].needs(spec.action.kind) for phase in phases for name in phase.terms if name in TABLE]

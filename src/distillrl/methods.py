@@ -226,5 +226,5 @@ def _soft(gives: frozenset[str], who: str) -> dict[str, Any]:
 
 def _any(gives: frozenset[str], spec: Spec) -> dict[str, Any]:
     if spec.action.kind == "box":
-        return {"mse": "1"}
+        return {"mse": "1", "spread_mse": "0.1"} if "distribution" in gives else {"mse": "1"}
     return _soft(gives, "") if gives & {"distribution", "q"} else {"nll": "1"}

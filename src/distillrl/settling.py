@@ -155,11 +155,15 @@ def begin(setup: Setup) -> State:
 
 
 def _head(setup: Setup, drive: Drive) -> str | None:
-    """A tanh-squashed teacher gets a squashed student, so that their divergence is exact; Q-values to act by where terms are on Q alone; else the space's own head."""
-    with torch.inference_mode():
-        prediction, _ = setup.teacher.act(drive.obs, drive.memory["teacher"], drive.starts, ACTION)
+    """What suits the terms: Q-values to act by, an action without a spread, a squashed Gaussian for a squashed teacher, so
+    that their divergence is exact; else the space's own head.
+    """
     if heads.acts_by_q(setup.config.phase, setup.spec):
         return "greedy"
+    if heads.acts_surely(setup.config.phase, setup.spec):
+        return "deterministic"
+    with torch.inference_mode():
+        prediction, _ = setup.teacher.act(drive.obs, drive.memory["teacher"], drive.starts, ACTION)
     return "squashed" if isinstance(prediction.action, Gaussian) and prediction.action.squashed else None
 
 

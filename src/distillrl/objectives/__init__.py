@@ -65,7 +65,7 @@ def wants(name: str, options: Mapping[str, Any], kind: str, teacher_gives: froze
         )
     gives = {"teacher": teacher_gives, "student": student_gives}
     settled = set()
-    for want in _needed(row, kind).union(*(more for condition, more in row.wants_if.items() if _holds(condition, full))):
+    for want in row.needs(kind).union(*(more for condition, more in row.wants_if.items() if _holds(condition, full))):
         choices = [_with_layer(choice, full, gives, name) for choice in want.split("|")]
         given = [choice for choice in choices if _is_given(choice, gives)]
         if not given:
@@ -106,7 +106,7 @@ def suitable(kind: str, teacher_gives: frozenset[str]) -> list[str]:
         if kind in row.kinds
         and all(
             any(_is_given(c, {"teacher": teacher_gives}) for c in want.split("|"))
-            for want in _needed(row, kind)
+            for want in row.needs(kind)
             if want.startswith("teacher.")
         )
     ]
@@ -115,10 +115,6 @@ def suitable(kind: str, teacher_gives: frozenset[str]) -> list[str]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Layer names sorted with numbers as numbers: 2 before 10."""
     return sorted(names, key=lambda name: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")])
-
-
-def _needed(row: Objective, kind: str) -> frozenset[str]:
-    return row.wants_box if kind == "box" and row.wants_box is not None else row.wants
 
 
 def _holds(condition: str, options: Mapping[str, Any]) -> bool:
@@ -130,7 +126,7 @@ def _holds(condition: str, options: Mapping[str, Any]) -> bool:
 
 
 def _would_do(kind: str, teacher_gives: frozenset[str]) -> str:
-    names = [name for name in suitable(kind, teacher_gives) if any(want.startswith("teacher.") for want in _needed(TABLE[name], kind))]
+    names = [name for name in suitable(kind, teacher_gives) if any(want.startswith("teacher.") for want in TABLE[name].needs(kind))]
     return f"; of this teacher's knowledge, {', '.join(names[:6])} would do" if names else ""
 
 

@@ -221,6 +221,19 @@ def huber(student: Prediction, batch: Batch, *, delta: float = 1.0, scale: str =
     return F.huber_loss(r, torch.zeros_like(r), reduction="none", delta=delta).sum(-1)
 
 
+def spread_mse(student: Prediction, batch: Batch) -> Tensor:
+    """[...] Σ (log σ_T − log σ_S)²: the student's samples scatter as its teacher's do, whatever its means (see Avé 2024).
+
+    Beside ``mse``, which leaves the spread alone. Of squashed Gaussians the spread is the latent's. Raises Missing for a
+    teacher or a student without a Gaussian.
+    """
+    needs_distribution(batch, "spread_mse")
+    theirs, mine = pair(student, batch, "spread_mse")
+    assert isinstance(theirs, Gaussian)
+    assert isinstance(mine, Gaussian)
+    return (theirs.log_std - mine.log_std).square().sum(-1)
+
+
 def entropy_share(action: Action) -> Tensor:
     """[...] 0 … 1: the entropy as a share of the uniform distribution's; for Gaussians see ``entropy_aware``."""
     if isinstance(action, Gaussian):

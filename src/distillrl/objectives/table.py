@@ -40,6 +40,10 @@ class Objective:
     random: str = ""
     """``option=value`` or ``option>0`` under which it draws numbers, from the generator that ``make`` is given."""
 
+    def needs(self, kind: str) -> frozenset[str]:
+        """What it wants for actions of this kind."""
+        return self.wants_box if kind == "box" and self.wants_box is not None else self.wants
+
 
 def _wants(*words: str) -> frozenset[str]:
     return frozenset(words)
@@ -85,6 +89,7 @@ _POLICY = (
               "Ba & Caruana 2014 (1312.6184); Jülg 2025 (2503.05833)", _SOFT, _NUMBERS, wants_box=_wants("teacher.action")),
     Objective("huber", "policy:huber", "as mse, where some of the teacher's actions are outliers", "Huber 1964",
               _SOFT, {"delta": (1.0, POSITIVE), **_NUMBERS}, wants_box=_wants("teacher.action")),
+    Objective("spread_mse", "policy:spread_mse", "beside mse: a student whose samples scatter as its teacher's do", "Avé 2024 (Sensors 24, 4876)", _BOTH, kinds=frozenset({"box"})),
 )  # fmt: skip
 
 _VALUE = (
