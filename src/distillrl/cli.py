@@ -65,7 +65,7 @@ def _env_kwargs(context: click.Context, parameter: click.Parameter, values: tupl
 _ENV_OPTIONS = [
     click.option("--env", help="Gymnasium id, or module:id; by default what the teacher's file names."),
     click.option("--env-kwargs", multiple=True, callback=_env_kwargs, metavar="NAME=VALUE", help="Keyword argument of the environment; may be repeated."),
-    click.option("--backend", help="auto, gymnasium, gymnasium:1, gymnasium:2 (processes) or envpool."),
+    click.option("--backend", help="auto, gymnasium, gymnasium:1, gymnasium:2 (processes), envpool, or ale (Atari games, by default)."),
     click.option("--max-episode-steps", type=int, help="Cut episodes after so many steps."),
     click.option("--seed", type=int, help="One seed for everything; 0 by default."),
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from distillrl import atari
 from distillrl.episodes import STREAMS, Queue, Seeds
 from distillrl.errors import Misconfigured, Missing, nearest
 from distillrl.rendering import RENDER, drawing
@@ -21,7 +22,7 @@ from distillrl.vectors import EnvOptions, EnvPool, Given, InProcess, Observation
 
 __all__ = ["ON_DEMAND", "STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "shown", "slots_of", "spec_of"]
 
-ON_DEMAND = frozenset({RENDER})
+ON_DEMAND = frozenset({RENDER, atari.RAM})
 """Groups that an environment gives only where someone reads them."""
 _WORTH_A_TRY = 200e-6
 """Seconds of stepping that a second process could save in a tick, below which it isn't tried: its messages take as long."""
@@ -38,13 +39,22 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
         return Given(options.id, seeds)
     if options.backend == "envpool":
         return EnvPool(options, n, seeds)
-    maker = _maker(options)
+    if _by_ale(options):
+        return atari.Atari(options, n, seeds, episodes)
+    maker = _maker(options, atari.training(seeds))
     probe, _ = _probe(maker, options)
     processes = _processes(options, n)
     makers = [_once(probe, maker), *[maker] * (n - 1)]
     if processes == 2:
         return TwoProcesses(makers, seeds, episodes)
     return InProcess(makers, seeds, 0, n, None if episodes is None else Queue(n, 1, episodes))
+
+
+def _by_ale(options: EnvOptions) -> bool:
+    """Whether ale_py's own vector steps it: an Atari game of which nothing is wanted that only single environments give."""
+    if options.backend == "ale" and options.adds:
+        raise Misconfigured(f"{', '.join(sorted(options.adds))} is given by single environments; --backend gymnasium can")
+    return options.backend == "ale" or (options.backend == "auto" and not options.adds and atari.game(options.id) is not None)
 
 
 def shown(options: EnvOptions, *policies: Any) -> EnvOptions:
@@ -74,6 +84,8 @@ def arrange(options: EnvOptions, n: int) -> str:
     """The backend that ``auto`` and ``gymnasium`` come to for so many slots: two processes only where that measures faster."""
     if isinstance(options.id, gymnasium.vector.VectorEnv) or options.backend not in {"auto", "gymnasium"}:
         return options.backend
+    if _by_ale(options):
+        return "ale"
     _, seconds = _probe(_maker(options), options)
     if "fork" not in multiprocessing.get_all_start_methods() or n < 2 or (os.cpu_count() or 1) < 2 or n * seconds / 2 < _WORTH_A_TRY:
         return "gymnasium:1"
@@ -101,11 +113,12 @@ def _processes(options: EnvOptions, n: int) -> int:
     if options.backend in {"gymnasium:1", "gymnasium:2"}:
         return int(options.backend[-1]) if n > 1 else 1
     if options.backend not in {"auto", "gymnasium"}:
-        raise Misconfigured(f"--backend {options.backend!r}{nearest(options.backend, ['auto', 'gymnasium', 'gymnasium:1', 'gymnasium:2', 'envpool'])}")
+        raise Misconfigured(f"--backend {options.backend!r}{nearest(options.backend, ['auto', 'gymnasium', 'gymnasium:1', 'gymnasium:2', 'envpool', 'ale'])}")
     return 1
 
 
-def _maker(options: EnvOptions) -> Callable[[], gymnasium.Env[Any, Any]]:
+def _maker(options: EnvOptions, learnt: bool = False) -> Callable[[], gymnasium.Env[Any, Any]]:
+    """Makes one; ``learnt``: for episodes that are learnt from, in which Atari's rewards are clipped."""
     if callable(options.id):
         made, kwargs = options.id, dict(options.kwargs)
         limit = options.max_episode_steps
@@ -117,6 +130,13 @@ def _maker(options: EnvOptions) -> Callable[[], gymnasium.Env[Any, Any]]:
         return drawing(own, name_of(options)) if RENDER in options.adds else own
     if not isinstance(options.id, str) or not options.id:
         raise Misconfigured("no environment was given: --env takes a gymnasium id such as LunarLander-v3, or module:id")
+    if (rom := atari.game(options.id)) is not None:
+        given = atari.settings(options)
+
+        def one(**more: Any) -> gymnasium.Env[Any, Any]:
+            return atari.Game(rom, given, clipped=learnt, max_episode_steps=options.max_episode_steps, ram=atari.RAM in options.adds, **more)
+
+        return drawing(one, options.id) if RENDER in options.adds else one
     known(options.id)
 
     def registered(**more: Any) -> gymnasium.Env[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distillrl import artifact, envs, heads, learn, methods, objectives, phases, seeing, senses, students, teachers, weights
+from distillrl import artifact, atari, envs, heads, learn, methods, objectives, phases, seeing, senses, students, teachers, weights
 from distillrl import config as configuration
 from distillrl.actions import Gaussian
 from distillrl.config import Config, Phase
@@ -86,6 +86,7 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")})
     options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, adds)
     spec, backend = environment(options, config.slots)
+    config = replace(config, see=_student_sees(config, spec, adds, options))
     own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds}) if not config.teacher_sees else spec
     policy = teachers.load(source, replace(wished, env=envs.name_of(options)), own)
     if found := envs.differences(policy.spec, spec):
@@ -112,6 +113,16 @@ def _phases(config: Config, gives: frozenset[str], spec: Spec) -> tuple[Phase, .
         raise Misconfigured(f"--finetune goes on by gradients, but --student {config.student} is grown: take a network, such as mlp:16x16")
     phases.check(found)
     return found
+
+
+def _student_sees(config: Config, spec: Spec, adds: frozenset[str], options: EnvOptions) -> str | None:
+    """What the student sees where nothing was said: not what was added for the teacher, and of an Atari game the last four frames, unless it remembers."""
+    if config.see is not None:
+        return config.see
+    words = [f"group={'+'.join(k for k in spec.observations if k not in adds)}"] if adds else []
+    if atari.game(options.id) is not None and not config.student.startswith(("gru:", "lstm:")):
+        words.append("stack=4")
+    return ", ".join(words) or None
 
 
 def environment(options: EnvOptions, slots: int) -> tuple[Spec, str]:

@@ -39,10 +39,10 @@ class EnvOptions:
     """A gymnasium id, ``module:id``, a function that makes one, or a vector environment."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "auto"
-    """auto, gymnasium (auto arranges it), gymnasium:1 or gymnasium:2 (that many processes), envpool."""
+    """auto, gymnasium (auto arranges it), gymnasium:1 or gymnasium:2 (that many processes), envpool, ale (Atari)."""
     max_episode_steps: int | None = None
     adds: frozenset[str] = frozenset()
-    """Groups that are given on demand only, because they cost: render."""
+    """Groups that are given on demand only, because they cost: render, ram."""
 
 
 class Vector(Protocol):

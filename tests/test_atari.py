@@ -1,0 +1,119 @@
+"""Atari: ids, seeds, replays, what is clipped, single games with their memory, and teachers of stacked frames."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("ale_py")
+
+from distillrl import atari, envs, students
+from distillrl.config import Config
+from distillrl.envs import EnvOptions, Seeds
+from distillrl.errors import DistillError
+from distillrl.policies import ACTION
+from distillrl.settling import begin, settle
+from distillrl.states import Who
+
+PONG = EnvOptions("ALE/Pong-v5")
+
+
+def actions(count, n, seed=0):
+    return np.random.default_rng(seed).integers(0, 6, (count, n))
+
+
+def test_ids_old_and_new_name_a_game():
+    assert [atari.game(i) for i in ("ALE/Pong-v5", "PongNoFrameskip-v4", "ALE/MsPacman-v5", "UpNDownDeterministic-v0", "CartPole-v1", None)] == [
+        "pong", "pong", "ms_pacman", "up_n_down", None, None
+    ]  # fmt: skip
+    with pytest.raises(DistillError, match="'pong'"):
+        envs.make(EnvOptions("ALE/Pomg-v5"), 1, Seeds(0, "dry"))
+    with pytest.raises(DistillError, match="sticky"):
+        envs.make(EnvOptions("ALE/Pong-v5", {"stiky": 0.25}), 1, Seeds(0, "dry"))
+    with pytest.raises(DistillError, match="is none"):
+        envs.make(EnvOptions("CartPole-v1", backend="ale"), 1, Seeds(0, "dry"))
+    with pytest.raises(DistillError, match="single environments"):
+        envs.make(EnvOptions("ALE/Pong-v5", backend="ale", adds=frozenset({"ram"})), 1, Seeds(0, "dry"))
+
+
+def test_an_open_episode_comes_back_from_its_seed_and_its_actions():
+    options = EnvOptions("ALE/Breakout-v5", {"sticky": 0.25})
+    vector = envs.make(options, 3, Seeds(7, "train"))
+    assert envs.arrange(options, 3) == vector.backend == "ale"
+    vector.reset()
+    played, began, ended = [], np.zeros(3, int), np.zeros(3, bool)
+    for t, a in enumerate(actions(170, 3) % 4):
+        begins = ended
+        began[begins] = t + 1
+        _, _, terminated, truncated = vector.step(a)
+        ended = terminated | truncated
+        played.append(a)
+    index = vector.index
+    assert index.max() > 2, "an episode ended and the next one has its own seed"
+    again = envs.make(options, 3, Seeds(7, "train"))
+    again.restore(index, [np.array([row[i] for row in played[began[i] :]]) for i in range(3)], ended)
+    for a in actions(40, 3, seed=5) % 4:
+        mine, theirs = vector.step(a), again.step(a)
+        assert np.array_equal(mine[0]["obs"], theirs[0]["obs"])
+        assert all(np.array_equal(x, y) for x, y in zip(mine[1:], theirs[1:], strict=True))
+    for v in (vector, again):
+        v.close()
+
+
+def test_slots_play_their_episodes_and_rest():
+    options = EnvOptions("ALE/Breakout-v5", max_episode_steps=20)
+    vector = envs.make(options, 2, Seeds(0, "verdict"), episodes=3)
+    vector.reset()
+    ends = 0
+    for a in actions(120, 2) % 4:
+        _, reward, terminated, truncated = vector.step(a)
+        ends += int((terminated | truncated).sum())
+    assert ends == 3
+    assert not reward.any()
+    assert (vector.playing() >= 3).all()
+    vector.close()
+
+
+@pytest.mark.parametrize("backend", ["ale", "gymnasium:1"])
+def test_rewards_are_clipped_in_training_alone(backend):
+    options = EnvOptions("ALE/Phoenix-v5", {"noop_max": 0}, backend)
+    found = {}
+    for stream in ("train", "select"):
+        vector = envs.make(options, 2, Seeds(0, stream))
+        vector.reset()
+        found[stream] = np.concatenate([vector.step(a)[1] for a in actions(150, 2) % 8])
+        vector.close()
+    assert set(np.unique(found["train"])) == {0.0, 1.0}
+    assert found["select"].max() > 1
+
+
+def test_single_games_see_almost_what_the_vector_sees_and_give_their_memory():
+    one = envs.make(EnvOptions("ALE/Pong-v5", {"noop_max": 0}, "gymnasium:1", None, frozenset({"ram"})), 1, Seeds(0, "dry"))
+    other = envs.make(EnvOptions("ALE/Pong-v5", {"noop_max": 0}, "ale"), 1, Seeds(0, "dry"))
+    assert one.spec.observations["ram"].shape == (128,)
+    a, b = one.reset(), other.reset()
+    for action in actions(40, 1):
+        a, b = one.step(action)[0], other.step(action)[0]
+        assert a["obs"].shape == b["obs"].shape == (1, 1, 84, 84)
+        assert np.abs(a["obs"].astype(int) - b["obs"]).mean() < 1.0
+    assert a["ram"].any()
+    for v in (one, other):
+        v.close()
+
+
+def test_the_student_sees_four_frames_and_the_teacher_its_own_stack():
+    def teacher(obs):
+        return torch.nn.functional.one_hot((obs["ram"][:, 54].long() > 100) * 3, 6).float() if isinstance(obs, dict) else torch.zeros(len(obs), 6) + obs[:, 54:55]
+
+    setup = settle(Config(student="cnn:4-8:8", slots=2, teacher_sees="ram"), teacher, "ALE/Pong-v5")
+    assert setup.config.see == "group=obs, stack=4"
+    assert setup.config.backend.startswith("gymnasium")
+    assert settle(Config(student="gru:8", slots=2), lambda obs: torch.zeros(len(obs), 6), "ALE/Pong-v5").config.see is None
+    state = begin(setup)
+    try:
+        with torch.inference_mode():
+            rollout = state.drive.collect(6, Who(0.5), setup.teacher, state.student, ACTION, setup.seen)
+        assert rollout.obs["obs"].shape == (7, 2, 1, 84, 84)
+        assert state.student.spec.observations.keys() == {"obs"}
+    finally:
+        state.drive.vector.close()
+    assert students.make("cnn:rusu-7", setup.spec, torch.Generator(), see="group=obs, stack=4").body[0].shape == (4, 84, 84)
