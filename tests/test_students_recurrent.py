@@ -1,9 +1,11 @@
 """Students with memory: steps equal sequences, memory ends with an episode, sequences count what they should."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from distillrl import artifact, students
+from distillrl import artifact, distillation, students
 from distillrl.actions import Categorical
 from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured
@@ -48,6 +50,13 @@ def test_a_word_that_is_none_is_refused(word):
 
 
 def remembered(steps=200, slots=4):
+    """A data set of one such rollout."""
+    dataset = Dataset()
+    dataset.append(remembered_rollout(steps, slots))
+    return dataset
+
+
+def remembered_rollout(steps=200, slots=4):
     """The right action is what was seen one step before; episodes of 10 steps."""
     x = (torch.rand(steps + 1, slots, 2, generator=generator(4)) > 0.5).float()
     starts = torch.zeros(steps, slots, dtype=torch.bool)
@@ -56,9 +65,7 @@ def remembered(steps=200, slots=4):
     best[starts] = 0
     no = torch.zeros(steps, slots, dtype=torch.bool)
     teacher = Prediction(Categorical(torch.nn.functional.one_hot(best, 2) * 8.0))
-    dataset = Dataset()
-    dataset.append(Rollout({"obs": x}, best, torch.zeros(steps, slots), no, no, starts, ~no, no.to(torch.int8), ~no, teacher, None, no.long()))
-    return dataset
+    return Rollout({"obs": x}, best, torch.zeros(steps, slots), no, no, starts, ~no, no.to(torch.int8), ~no, teacher, None, no.long())
 
 
 def test_sequences_are_in_order_and_burn_in_counts_for_nothing():
@@ -84,3 +91,19 @@ def test_a_gru_learns_what_no_glance_can_show():
         return learner.learn(data, Progress())["term.kl"]
 
     assert learnt("gru:8") < 0.15 < 0.5 < learnt("mlp:8")
+
+
+def test_agreement_asks_a_student_with_its_memory():
+    """A teacher that is the student itself, asked step by step from a memory that isn't empty, agrees everywhere."""
+    student, rollout = students.make("gru:8", TWO, generator()), remembered_rollout()
+    memory = start = {k: torch.randn(v.shape, generator=generator(5)) for k, v in student.init(4).items()}
+    said = []
+    for t in range(len(rollout.starts)):
+        step, memory = student.act({"obs": rollout.obs["obs"][t]}, memory, rollout.starts[t])
+        said.append(step.action.mode)
+    teacher = Prediction(Categorical(torch.nn.functional.one_hot(torch.stack(said), 2) * 8.0))
+    rollout = replace(rollout, teacher=teacher, memory=start, starts=rollout.starts)
+    dataset = Dataset()
+    dataset.append(rollout)
+    assert distillation._agreement(student, rollout, dataset) == 1
+    assert distillation._agreement(student, replace(rollout, starts=torch.ones_like(rollout.starts)), dataset) < 1

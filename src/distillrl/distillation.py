@@ -24,7 +24,7 @@ from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreem
 from distillrl.records import Prediction, Progress, Rollout, over_states
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
-from distillrl.senses import Normalise
+from distillrl.senses import Normalise, window_of
 from distillrl.settling import Setup, State, all_wants, asks_teacher, begin, enter_phase, example_batch, label_wants, label_words, settle
 from distillrl.states import Drive, Who, stakes
 
@@ -259,11 +259,14 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
 def _agreement(student: Policy, rollout: Rollout, dataset: Dataset) -> float | None:
     """Share of the round's labelled states, the rollout just appended, in which student (as it was) and teacher choose the same.
 
-    None without labels. Exact where the student's memory is a function of the last observations; another kind of memory is left out.
+    None without labels. A student that remembers without bound goes through the rollout in order, from the memory that it began with.
     """
     asked = (rollout.valid & rollout.labelled).flatten()
     if rollout.teacher is None or not bool(asked.any()):
         return None
+    if window_of(student) is None:
+        prediction, _ = student.act({k: v[:-1] for k, v in rollout.obs.items()}, dict(rollout.memory), rollout.starts, ACTION)
+        return float(agreement(prediction, rollout.teacher).flatten()[asked].float().mean())
     length, slots = rollout.valid.shape
     label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
     first, same = (dataset.steps - length) * slots, list[torch.Tensor]()

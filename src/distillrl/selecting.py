@@ -40,11 +40,13 @@ def spent_share(config: Config, progress: Progress) -> float:
 
 
 def evaluation_due(state: State) -> bool:
-    """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps."""
+    """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps; a fitted student, which is
+    another one each round, every round (the best of all trees is kept: Bastani 2018, algorithm 1's last line).
+    """
     if not state.baseline:
         return state.progress.env_steps >= 4096
-    if state.hard["known"]:
-        return True  # one that may do well everywhere is looked for among all that come
+    if state.hard["known"] or getattr(state.student, "grown", False):
+        return True
     each = state.evaluation_steps / max(1, state.evaluations)
     affordable = state.evaluations < FREE_EVALUATIONS or (state.evaluations + 1 - FREE_EVALUATIONS) * each <= 0.25 * state.progress.env_steps
     return affordable and state.progress.env_steps >= state.next_evaluation
