@@ -48,7 +48,7 @@ class Run:
 def distill(
     teacher: Any = None,
     env: Any = None,
-    student: str | None = None,
+    student: Any = None,
     *,
     method: str | None = None,
     seed: int | None = None,
@@ -65,7 +65,8 @@ def distill(
     """Make a student of a trained policy.
 
     ``teacher``: a path, an nn.Module, a function of a batch of observations, a loaded SB3 model. ``env``: a gymnasium
-    id, ``module:id``, a function that makes one, or a gymnasium vector environment. The rest of the options are the
+    id, ``module:id``, a function that makes one, or a gymnasium vector environment. ``student``: a word such as
+    ``mlp:16x16``, or a class of your own, called with the Spec (students/given.py). The rest of the options are the
     command line's; ``config`` holds all of them. ``show`` is called with each round's metrics; a KeyboardInterrupt
     ends the run after its round, to be resumed.
 
@@ -75,11 +76,12 @@ def distill(
         folder = Folder.open(resume)
         settled = folder.read_config()
     else:
-        given = {"method": method, "seed": seed, "until": until, "env_steps": env_steps, "labels": labels, "seconds": seconds, "init": init, "student": student}
+        word = student if student is None or isinstance(student, str) else students.given.name_of(student)
+        given = {"method": method, "seed": seed, "until": until, "env_steps": env_steps, "labels": labels, "seconds": seconds, "init": init, "student": word}
         given |= {"teacher": str(teacher) if isinstance(teacher, str | Path) else None, "env": env if isinstance(env, str) else None}
         settled = configuration.with_changes(config or Config(), given)
     with _threads(settled.threads):
-        setup = settle(settled, teacher, env)
+        setup = settle(settled, teacher, env, None if isinstance(student, str) else student)
         if resume is None:
             folder = Folder.create(out, envs.name_of(setup.options))
         folder.write_config(setup.config)
@@ -347,7 +349,7 @@ def _resume(setup: Setup, folder: Folder) -> State:
     if saved is None:
         return state
     values, parts = saved
-    state.student = students.build(values["header"], values["tensors"], learning=True)
+    state.student = students.build(values["header"], values["tensors"], setup.own, learning=True)
     state.progress = Progress(**values["progress"])
     enter_phase(setup, state, state.progress.phase)
     state.gradient.load_state_dict(values["gradient"])
@@ -370,7 +372,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
     header = {**state.best["header"], "provenance": provenance(setup, config, state.best["round"])}
     folder_bytes = artifact.dumps(header, state.best["tensors"])
     artifact.write_bytes(folder.student, folder_bytes)
-    student = students.build(*artifact.load(folder.student))
+    student = students.build(*artifact.load(folder.student), setup.own)
     folder.write_told(student)
     work = state.seconds - state.evaluation_seconds
     measured = evaluation.verdict(

@@ -124,8 +124,8 @@ def paired_returns(policy: Policy, options: EnvOptions, episodes: int, seeds: Se
 
 def players(run: Reading, teacher: Any, env: Any, notes: list[str]) -> tuple[Policy, Policy, EnvOptions]:
     """The run's student, its teacher and its environment; a teacher that isn't the one who taught is noted."""
-    student: Policy = students.build(*artifact.load(run.path / STUDENT))
     config = configuration.build(run.config, str(run.path / CONFIG))
+    student: Policy = students.build(*artifact.load(run.path / STUDENT), students.of_the_user(config.student))
     if env is None and config.env is None:
         raise Misconfigured("the run’s environment was an object, not a name: give it with --env")
     if teacher is None and config.teacher is None and not config.teachers:

@@ -38,6 +38,8 @@ class Setup:
     seen: frozenset[str]
     """The observation groups that the student reads, and so are stored."""
     notes: tuple[str, ...] = ()
+    own: Any = None
+    """The student's class where it is the user's own: the class, or its name; None for our families."""
 
 
 @dataclass
@@ -70,9 +72,9 @@ class State:
     reached: bool = False
 
 
-def settle(config: Config, teacher: Any, env: Any) -> Setup:
+def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup:
     """Load the teacher, make the environment once, hold them against each other, expand the method."""
-    students.check(config.student)
+    students.check(config.student, student)
     source = teacher if teacher is not None else list(config.teachers) or config.teacher
     if source is None:
         raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
@@ -91,25 +93,25 @@ def settle(config: Config, teacher: Any, env: Any) -> Setup:
     policy = teachers.load(source, replace(wished, env=envs.name_of(options)), own)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
-    grown = students.grown(config.student)
-    found_phases = _phases(replace(config, method="viper-tree" if config.method == "auto" and grown else config.method), policy.gives, spec)
+    grown = students.grown(config.student, student)
+    found_phases = _phases(replace(config, method="viper-tree" if config.method == "auto" and grown else config.method), policy.gives, spec, student)
     worst_of = (WORST_OF if grown else 0) if config.worst_of is None else config.worst_of
     config = replace(config, phase=found_phases, terms=None, finetune=False, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
-    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes)
+    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes, student or students.of_the_user(config.student))
 
 
-def _phases(config: Config, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+def _phases(config: Config, gives: frozenset[str], spec: Spec, student: Any) -> tuple[Phase, ...]:
     """What the run will do: the method's phases or those given, with other terms, and fine-tuning behind them where it is asked for."""
     further = config.finetune or (config.method == "finetune" and not config.phase)
     method = "dagger" if config.method == "finetune" else config.method
-    found = config.phase or students.suited(config.student, methods.expand(method, gives, spec))
+    found = config.phase or students.suited(config.student, methods.expand(method, gives, spec), student)
     if config.terms is not None:
         found = configuration.with_terms(found, config.terms)
     found = methods.with_finetuning(found) if further else found
-    if further and students.grown(config.student):
+    if further and students.grown(config.student, student):
         raise Misconfigured(f"--finetune goes on by gradients, but --student {config.student} is grown: take a network, such as mlp:16x16")
     phases.check(found)
     return found
@@ -149,15 +151,15 @@ def begin(setup: Setup) -> State:
     drive = Drive(vector, setup.spec, generator(config.seed, "drive"))
     if config.init is not None:
         header, tensors = artifact.load(Path(config.init))
-        student = students.build(header, tensors, learning=True)
+        student = students.build(header, tensors, setup.own, learning=True)
         if found := envs.differences(student.spec, setup.spec):
             raise Misconfigured(f"--init {config.init} does not fit: " + "; ".join(found))
     else:
-        student = students.make(config.student, setup.spec, generator(config.seed, "student"), None, config.see)
+        student = students.make(config.student, setup.spec, generator(config.seed, "student"), None, config.see, setup.own)
         drive.begin(setup.teacher, student)
         head = _head(setup, drive)
         if head is not None:
-            student = students.make(config.student, setup.spec, generator(config.seed, "student"), head, config.see)
+            student = students.make(config.student, setup.spec, generator(config.seed, "student"), head, config.see, setup.own)
     drive.begin(setup.teacher, student)
     state = State(student, drive, Dataset(), None)  # type: ignore[arg-type]  # enter_phase makes the learner
     for number in reversed(range(len(config.phase))):  # each is tried out before round 0, the first last

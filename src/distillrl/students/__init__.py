@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.images import channels
 from distillrl.records import Group, Rollout, Spec
 from distillrl.senses import Sense, one_hot_where_needed
-from distillrl.students import compact
+from distillrl.students import compact, given
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.forest import build_forest, make_forest, parse_forest
 from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
@@ -25,6 +26,7 @@ from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
 from distillrl.students.polynomial import build_linear, build_poly, make_linear, make_poly, parse_linear, parse_poly
 from distillrl.students.recurrent import build_gru, build_lstm, make_gru, make_lstm, parse_recurrent
 from distillrl.students.tree import build_tree, make_tree, parse_tree
+from distillrl.teachers.owncode import find
 
 
 @dataclass(frozen=True)
@@ -54,37 +56,55 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def _family(word: str) -> tuple[Family, str]:
+def _family(word: str, own: Any = None) -> tuple[Family, str]:
+    """The row of a word; ``own`` is the user's class where the word is ``module:Class``, looked for by that name where it isn't given."""
     name, colon, text = word.partition(":")
+    if of_the_user(word):
+        found = _named(word) if own is None else find(own) if isinstance(own, str) else own
+        return Family(str, partial(given.make, found), partial(given.build, found), word), word
     if name not in FAMILIES or not colon:
         examples = "; ".join(f.example for f in FAMILIES.values())
         raise Misconfigured(f"--student {word!r}{nearest(name, FAMILIES)}: a student is written as {examples}")
     return FAMILIES[name], text
 
 
-def check(word: str) -> None:
+def of_the_user(word: str) -> str | None:
+    """The word where it names a class of the user's own (``module:Class``), else None."""
+    return word if word.partition(":")[0] not in FAMILIES and given.is_one(word) else None
+
+
+def _named(word: str) -> Any:
+    """The user's class of a word; where there is none, the nearest family is named too."""
+    try:
+        return find(word, "--student")
+    except Misconfigured as error:
+        raise Misconfigured(f"{error}; a student is module:Class, or one of {', '.join(FAMILIES)}{nearest(word.partition(':')[0], FAMILIES)}") from None
+
+
+def check(word: str, own: Any = None) -> None:
     """Raise Misconfigured, with what would be right, unless the word names a student."""
-    family, text = _family(word)
+    family, text = _family(word, own)
     family.parse(text)
 
 
-def grown(word: str) -> bool:
+def grown(word: str, own: Any = None) -> bool:
     """Whether a word names a family that is fitted, not descended."""
-    return _family(word)[0].grown
+    return _family(word, own)[0].grown
 
 
-def suited(word: str, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+def suited(word: str, phases: tuple[Phase, ...], own: Any = None) -> tuple[Phase, ...]:
     """A method's phases with the settings that suit the family, where the method has no other than the usual ones."""
-    family, usual = _family(word)[0], Phase()
+    family, usual = _family(word, own)[0], Phase()
     return tuple(replace(p, **{k: v for k, v in family.suits.items() if getattr(p, k) == getattr(usual, k)}) for p in phases)
 
 
-def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None, see: str | None = None) -> Any:
+def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = None, see: str | None = None, own: Any = None) -> Any:
     """An untrained student for environments of this spec; ``head`` overrides the one that suits the action space.
 
     ``see``: what it sees of an observation, in the words of seeing.py; groups that it doesn't read are no part of its spec.
+    ``own``: the user's class where the word is its name (given.py).
     """
-    family, text = _family(word)
+    family, text = _family(word, own)
     if see is None:
         sense = Sense(spec.observations, one_hot_where_needed(spec.observations))
     else:
@@ -94,14 +114,18 @@ def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = N
     return family.make(text, spec, head, generator, sense).eval()
 
 
-def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], learning: bool = False) -> Any:
+def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], own: Any = None, learning: bool = False) -> Any:
     """The policy of an artifact; refuses tensors whose names, shapes or values don't fit. Raises Failed.
 
+    A student of the user's own class needs it named again, by ``own`` (the class, or ``module:Class``): Misconfigured without.
     ``learning``: with free weights under their grids and masks, where it is held in fewer bits (students/compact.py).
     """
+    word = str(header.get("family"))
+    if of_the_user(word) and own is None:
+        raise Misconfigured(f"this student is of the class {word}, whose code is not in the file: name it to run it, --model {word}")
     try:
         spec = Spec.from_json(header["spec"])
-        family, text = _family(str(header["family"]))
+        family, text = _family(word, own)
         policy = family.build(text, spec, header)
         made_compact = compact.of_header(header)
         if made_compact is not None:
@@ -153,7 +177,7 @@ def moments(student: Any, rollout: Rollout) -> dict[str, tuple[torch.Tensor, tor
 
     Pixels that were already made 0 to 1 are left out, and grids of booleans; an image has one mean for each channel.
     """
-    if getattr(student, "grown", False):
+    if getattr(student, "grown", False) or not hasattr(student, "sense"):
         return {}
     sense, found = student.sense, {}
     wanted = {name: group for name, group in sense.groups.items() if _measured(group, student.spec.observations.get(name, group))}

@@ -180,7 +180,7 @@ def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
     if path.suffix == ".safetensors" and not importlib.import_module("distillrl.teachers.statedicts").sniff(path):
         from distillrl import artifact, students
 
-        return students.build(*artifact.load(path))
+        return students.build(*artifact.load(path), options.model)
     if options.format is not None:
         rows = [row for row in FORMATS if row.name == options.format.partition(":")[0]]
         if not rows:

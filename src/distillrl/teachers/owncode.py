@@ -1,4 +1,4 @@
-"""``--model MODULE:CLASS``: the user's own classes, for what a file only names. Theirs is the only code that runs."""
+"""``--model MODULE:CLASS`` (and ``--student``): the user's own classes, for what a file only names. Theirs is the only code that runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import nn
 from distillrl.errors import Misconfigured, nearest
 
 
-def find(word: str) -> Any:
+def find(word: str, option: str = "--model") -> Any:
     """The object that ``module:name`` names, looked for in the working folder too; raises Misconfigured."""
     module_name, colon, name = word.partition(":")
     if not colon or not module_name or not name:
-        raise Misconfigured(f"--model {word!r}: module:Class is right, such as my_project.nets:Agent")
+        raise Misconfigured(f"{option} {word!r}: module:Class is right, such as my_project.nets:Agent")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise Misconfigured(f"--model {word!r}: {error}") from None
+        raise Misconfigured(f"{option} {word!r}: {error}") from None
     if not hasattr(module, name):
-        raise Misconfigured(f"--model {word!r}: {module_name} has no {name!r}{nearest(name, dir(module))}")
+        raise Misconfigured(f"{option} {word!r}: {module_name} has no {name!r}{nearest(name, dir(module))}")
     return getattr(module, name)
 
 
