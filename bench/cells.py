@@ -163,8 +163,13 @@ def find(relative: str, folders: Sequence[Path]) -> Path | None:
 
 
 def plain(record: Any) -> Any:
-    """A frozen record as JSON data."""
-    return json.loads(json.dumps(dataclasses.asdict(record)))
+    """What a frozen record says beyond its defaults, as JSON data: a field that it gains later changes no key."""
+    told = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != _default(f)}
+    return json.loads(json.dumps(told))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def rounded(returns: Any) -> list[float]:
