@@ -92,13 +92,13 @@ def test_q_learning_golden_values():
 def test_distillation_reward_is_the_reverse_kls_gradient_and_extrapolates():
     logits, teacher = t(0.3, -0.2, 0.5).requires_grad_(), Prediction(Categorical(t(1.0, 0.0, -1.0)))
     reverse = torch.autograd.grad(policy.reverse_kl(Prediction(Categorical(logits)), Batch({}, teacher)), logits)[0]
-    for scale in (1.0, 3.0):
+    for scale, baseline in ((1.0, True), (3.0, True), (1.0, False), (3.0, False)):
         total = torch.zeros(3, dtype=torch.float64)
         for a in range(3):
             student = Prediction(Categorical(logits))
             log_prob = student.action.log_probs[a].detach()
             batch = Batch({}, teacher, action=torch.tensor(a), behaviour_log_prob=log_prob)
-            loss = reward.distillation_reward(student, batch, scale=scale)
+            loss = reward.distillation_reward(student, batch, scale=scale, baseline=baseline)
             total += log_prob.exp() * torch.autograd.grad(loss, logits)[0]
         aim = Prediction(Categorical(scale * teacher.action.logits))  # T^scale
         wanted = torch.autograd.grad(policy.reverse_kl(Prediction(Categorical(logits)), Batch({}, aim)), logits)[0]
@@ -113,8 +113,12 @@ def test_distillation_reward_golden_values():
         {}, teacher, action=torch.tensor(0), behaviour_log_prob=t(math.log(0.5)).squeeze(), extra={"distillation_return": t(7.0).squeeze()}
     )
     student = Prediction(Categorical(t(0.0, 0.0)))
-    assert reward.distillation_reward(student, batch).item() == pytest.approx(-math.log(1.5))
-    assert reward.distillation_reward(student, batch, scale=2.0).item() == pytest.approx(-(2 * math.log(0.75) - math.log(0.5)))
+    assert reward.distillation_reward(student, batch, baseline=False).item() == pytest.approx(-math.log(1.5))
+    twice = 2 * math.log(0.75) - math.log(0.5)
+    assert reward.distillation_reward(student, batch, scale=2.0, baseline=False).item() == pytest.approx(-twice)
+    # The other action would have earned log ½, or 2 log ¼ − log ½: half of the difference is what this one is better than the mean.
+    assert reward.distillation_reward(student, batch).item() == pytest.approx(-(math.log(1.5) - math.log(0.5)) / 2)
+    assert reward.distillation_reward(student, batch, scale=2.0).item() == pytest.approx(-(twice - (2 * math.log(0.25) - math.log(0.5))) / 2)
     assert reward.distillation_reward(student, batch, discounted=True).item() == pytest.approx(-7.0)
     sac = Prediction(Gaussian(t(0.0), t(0.0), -ONE, ONE, True))
     given = reward.distillation_rewards(Prediction(Gaussian(t(0.0), t(-1.0), -ONE, ONE)), sac, t(0.5))

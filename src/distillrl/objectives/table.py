@@ -147,7 +147,7 @@ _REWARD = (
     Objective("n_step_q_learning", "reward:n_step_q_learning", "as q_learning, where reward is rare", "Hessel 2018 (1710.02298)",
               _TD | {"extra.n_step_return", "extra.n_step_discount"}, {"double": (True, flag), "delta": (1.0, POSITIVE)}, DISCRETE),
     Objective("distillation_reward", "reward:distillation_reward", "the teacher's opinion as reward; scale above 1 reaches past the teacher", "Yang 2026 (2602.12125)",
-              _PLAYED | {"teacher.distribution|teacher.q"}, {"scale": (1.0, POSITIVE), "discounted": (False, flag), **_CLIP},
+              _PLAYED | {"teacher.distribution|teacher.q"}, {"scale": (1.0, POSITIVE), "discounted": (False, flag), "baseline": (True, flag), **_CLIP},
               wants_box=_PLAYED | {"teacher.distribution"}, wants_if={"discounted=True": _wants("extra.distillation_return")}),
     Objective("expected_entropy_regularised", "reward:expected_entropy_regularised", "the student drives and its actions' consequences count: converges where plain ones need not",
               "Czarnecki 2019 (1902.02186)", _wants("teacher.distribution|teacher.q", "student.distribution", "action", "behaviour_log_prob", "extra.future_kl"), {"baseline": (True, flag), **_CLIP},
