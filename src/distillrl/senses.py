@@ -112,6 +112,10 @@ class OneHot(nn.Module):
         return out
 
 
+UNCLIPPED = 1e30
+"""A clip from here on is none."""
+
+
 class Normalise(nn.Module):
     """(x − mean) / std of each named group, then clipped to ± ``clip``; the statistics are frozen.
 
@@ -160,10 +164,15 @@ class Normalise(nn.Module):
     def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
         """Normalised float32 groups."""
         out = dict(groups)
+        buffers = self._buffers  # named directly: this stands on the way of every single step
         for i, name in enumerate(self.shapes):
-            scale = getattr(self, f"scale{i}")
-            x = torch.addcmul(getattr(self, f"shift{i}"), groups[name].to(scale.dtype), scale)
-            out[name] = x.clamp(-self.clip, self.clip).float()
+            scale, shift = buffers[f"scale{i}"], buffers[f"shift{i}"]
+            assert scale is not None
+            assert shift is not None
+            x = groups[name]
+            x = torch.addcmul(shift, x if x.dtype == scale.dtype else x.to(scale.dtype), scale)
+            x = x.clamp(-self.clip, self.clip) if self.clip < UNCLIPPED else x
+            out[name] = x if x.dtype == torch.float32 else x.float()
         return out
 
 

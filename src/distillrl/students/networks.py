@@ -118,12 +118,15 @@ class Network(nn.Module):
             if "features.memory" in wants:
                 features["memory"] = latent
         before_body = latent
-        asked = wants is not ACTION and any(w.startswith("features.") for w in wants)
-        for name, layer in self.body._modules.items():
-            latent = layer(latent)
-            if asked and f"features.{name}" in wants:
-                features[name] = latent
-        raw = self.out(latent)
+        if wants is not ACTION and any(w.startswith("features.") for w in wants):
+            for name, layer in self.body._modules.items():
+                latent = layer(latent)
+                if f"features.{name}" in wants:
+                    features[name] = latent
+        else:
+            for layer in self.body._modules.values():
+                latent = _through(layer, latent)
+        raw = _through(self.out, latent)
         q = quantiles = None
         if self.quantiles:
             quantiles = raw.unflatten(-1, (self.quantiles, -1)).transpose(-1, -2)
@@ -173,6 +176,25 @@ class Network(nn.Module):
         if device is not None:
             moved.head = moved.head.to(device)
         return moved
+
+
+def _through(layer: nn.Module | None, x: Tensor) -> Tensor:
+    """``layer(x)``, without the module's call where it is plain: at one state that costs as much as the layer."""
+    kind = type(layer)
+    if kind is nn.Linear and not layer._forward_hooks:  # type: ignore[union-attr]  # a Linear
+        own = layer._parameters  # type: ignore[union-attr]  # a Linear
+        return nn.functional.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]  # a Linear has a weight
+    if kind is nn.Tanh:
+        return torch.tanh(x)
+    if kind is nn.ReLU:
+        return torch.relu(x)
+    if kind is nn.SiLU:
+        return nn.functional.silu(x)
+    if kind is nn.Sequential and not layer._forward_hooks:  # type: ignore[union-attr]  # a Sequential
+        for part in layer._modules.values():  # type: ignore[union-attr]  # a Sequential
+            x = _through(part, x)
+        return x
+    return layer(x)  # type: ignore[misc]  # a body holds no empty places
 
 
 def parse_mlp(text: str) -> tuple[tuple[int, ...], str]:

@@ -7,6 +7,7 @@ random states, and before each step ``sizes`` says what it would give and cost: 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,10 +209,14 @@ class GraphModule(nn.Module):
         self.programs: dict[frozenset[str], list[Callable[[dict[str, Any]], None]]] = {}
 
     def forward(self, inputs: Mapping[str, Tensor], batch: int, wanted: frozenset[str]) -> dict[str, Any]:
+        """As ``run``."""
+        return self.run(inputs, batch, wanted)
+
+    def run(self, inputs: Mapping[str, Tensor], batch: int, wanted: frozenset[str]) -> dict[str, Any]:
         """Values by name, the wanted ones among them, for inputs [N, ...] and states."""
         program = self.programs.get(wanted)
         if program is None:
-            program = self.programs[wanted] = [_step(node) for node in needed(self.graph, wanted)]
+            program = self.programs[wanted] = [_step(node) for node in _fused(needed(self.graph, wanted), wanted)]
         values: dict[str, Any] = dict(inputs)
         values[BATCH.name] = batch
         buffers = self._buffers
@@ -222,18 +227,43 @@ class GraphModule(nn.Module):
         return values
 
 
+def _fused(nodes: tuple[Node, ...], wanted: frozenset[str]) -> list[Node]:
+    """The nodes, x · sigmoid(x) as one where nothing else reads the sigmoid: exporters write SiLU so."""
+    readers = Counter(name for node in nodes for name in uses(node))
+    gates = {n.outputs[0]: n.args[0] for n in nodes if n.op == "sigmoid" and len(n.args) == 1 and readers[n.outputs[0]] == 1 and n.outputs[0] not in wanted}
+    made, gone = [], set()
+    for node in nodes:
+        if node.op == "mul" and len(node.args) == 2 and not node.kwargs:
+            for x, gate in (node.args, node.args[::-1]):
+                if isinstance(gate, Ref) and isinstance(x, Ref) and gates.get(gate.name) == x:
+                    node = dataclasses.replace(node, op="silu", args=(x,))
+                    gone.add(gate.name)
+                    break
+        made.append(node)
+    return [node for node in made if node.outputs[0] not in gone]
+
+
 def _step(node: Node) -> Callable[[dict[str, Any]], None]:
-    run = OPERATORS[node.op]
-    plain = not node.kwargs and len(node.outputs) == 1 and node.op not in {"split", "chunk", "unbind", "split_with_sizes"}
-    if plain and all(isinstance(a, Ref) for a in node.args):
-        names, out = [a.name for a in node.args], node.outputs[0]
+    """One node made ready: what doesn't change is filled in once, what does is looked up by name."""
+    run, outputs = OPERATORS[node.op], node.outputs
+    templates = (*node.args, *node.kwargs.values())
+    if any(isinstance(t, tuple) and refs(t) and not all(isinstance(i, Ref) for i in t) for t in templates):
+        return lambda values: apply(node, values)
+    count, words = len(node.args), list(node.kwargs)
+    made = [None if refs(t) else fill(t, {}) for t in templates]
+    changing = [(i, t.name if isinstance(t, Ref) else [r.name for r in t]) for i, t in enumerate(templates) if refs(t)]
 
-        def fast(values: dict[str, Any]) -> None:
-            result = run(*[values[name] for name in names])
-            values[out] = result if isinstance(result, Tensor) else result[0]
+    def step(values: dict[str, Any]) -> None:
+        given = made.copy()
+        for i, name in changing:
+            given[i] = values[name] if isinstance(name, str) else [values[n] for n in name]
+        result = run(*given[:count], **dict(zip(words, given[count:], strict=True))) if words else run(*given)
+        if isinstance(result, Tensor):
+            values[outputs[0]] = result
+        else:
+            values.update(zip(outputs, result, strict=False))
 
-        return fast
-    return lambda values: apply(node, values)
+    return step
 
 
 def renamed(graph: Graph, **changes: Any) -> Graph:

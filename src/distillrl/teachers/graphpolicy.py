@@ -58,6 +58,7 @@ class GraphPolicy(nn.Module):
         self.network = GraphModule(graph)
         self.head = Head.of(head_kind(reading), spec.action)
         self.info: dict[str, Any] = dict(info)
+        self._programs: dict[frozenset[str], frozenset[str]] = {}
         self.features = {f"features.{graph.title(value)}": value for value in feature_values(graph)}
         self.gives: frozenset[str] = frozenset(knowledge(reading) | set(self.features))
         for i, state in enumerate(graph.states):
@@ -72,20 +73,24 @@ class GraphPolicy(nn.Module):
         graph, reading = self.network.graph, self.reading
         first, described = next(iter(self.seen.observations.items()))
         lead = obs[first].shape[: obs[first].dim() - len(described.shape)]
-        flat = {name: obs[name].reshape(-1, *group.shape) for name, group in self.seen.observations.items()}
+        one_axis = len(lead) == 1
+        flat = obs if one_axis else {name: obs[name].reshape(-1, *group.shape) for name, group in self.seen.observations.items()}
         inputs = {
             name: input_tensor(flat, self.seen.sources[name], self.seen.observations, shape, dtype) for name, (shape, dtype) in graph.inputs.items()
         }
         for i, state in enumerate(graph.states):
             inputs[state.read] = self._remembered(i, state, memory, starts)
-        values = self.network(inputs, int(lead.numel()), self._wanted(wants))
+        wanted = self._programs.get(wants)
+        if wanted is None:
+            wanted = self._programs[wants] = self._wanted(wants)
+        values = self.network.run(inputs, lead[0] if one_axis else int(lead.numel()), wanted)
         outputs = graph.outputs
         action = decode(reading, self.head, values[outputs[reading.action]], values[outputs[reading.spread]] if reading.spread else None)
         q = self._q(values) if "q" in wants or reading.kind == "greedy" else None
         value = values[outputs[reading.value]].reshape(-1) if reading.value and "value" in wants else None
-        features = {title[9:]: values[v].flatten(1) for title, v in self.features.items() if title in wants}
+        features = {} if wants is ACTION else {title[9:]: values[v].flatten(1) for title, v in self.features.items() if title in wants}
         prediction = Prediction(action, q=q, value=value, features=features)
-        if len(lead) != 1:
+        if not one_axis:
             prediction = reshaped(prediction, lead)
         return prediction, {s.name: values[s.write].movedim(s.axis, 0) for s in graph.states}
 
