@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from pixel_cases import Dot, teacher
 
 from distillrl import envs, evaluation, seeing, storage
@@ -122,3 +123,28 @@ def test_what_cannot_be_drawn_or_held_is_said_before_the_run(tmp_path):
     with pytest.raises(DistillError, match="--see 'render"):
         run(tmp_path / "e", Config(**{**vars(SMALL), "see": None}))
     assert EnvOptions(Dot).adds == frozenset()
+
+
+class Grid(Dot):
+    """What MiniGrid and MinAtar give: a small image of things, a category, words, booleans."""
+
+    def __init__(self):
+        super().__init__()
+        things, flags = spaces.Box(0, 255, (7, 7, 3), np.uint8), spaces.Box(False, True, (10, 10, 4), np.bool_)
+        self.observation_space = spaces.Dict({"image": things, "flags": flags, "direction": spaces.Discrete(4), "mission": spaces.Text(20)})
+
+    def _observation(self):
+        things = np.full((7, 7, 3), 2 + (self.x > 0), np.uint8)
+        return {"image": things, "flags": np.full((10, 10, 4), self.x > 0, np.bool_), "direction": int(self.t % 4), "mission": "get to the goal"}
+
+
+def grid_teacher(obs):
+    return torch.nn.functional.one_hot((obs["image"][:, 0, 0, 0] > 2).long(), 2) * 8.0
+
+
+@pytest.mark.parametrize("student", ["mlp:8", "cnn:4-4:8"])
+def test_grids_of_things_are_seen_out_of_the_box(student, tmp_path):
+    config = Config(student=student, env_steps=400, slots=4, select_episodes=2, verdict_episodes=2, until="none", backend="gymnasium:2")
+    run = distill(grid_teacher, Grid, config=config, out=tmp_path / "run")
+    assert run.verdict["agreement"] == 1
+    assert set(run.policy.spec.observations) == {"image", "flags", "direction"}

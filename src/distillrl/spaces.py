@@ -19,10 +19,15 @@ def spec_of(observation: spaces.Space[Any], action: spaces.Space[Any]) -> Spec:
 
 def _leaves(space: spaces.Space[Any]) -> list[tuple[str, spaces.Space[Any]]]:
     if isinstance(space, spaces.Dict):
-        return [(str(k), s) for k, s in space.spaces.items()]
+        return _seen([(str(k), s) for k, s in space.spaces.items()])
     if isinstance(space, spaces.Tuple):
-        return [(str(i), s) for i, s in enumerate(space.spaces)]
+        return _seen([(str(i), s) for i, s in enumerate(space.spaces)])
     return [("obs", space)]
+
+
+def _seen(parts: list[tuple[str, spaces.Space[Any]]]) -> list[tuple[str, spaces.Space[Any]]]:
+    """Without words (MiniGrid's ``mission``) beside numbers: no policy here reads them."""
+    return [part for part in parts if part[1].dtype not in (str, np.dtype(str))] or parts
 
 
 def _group(space: spaces.Space[Any]) -> Group:

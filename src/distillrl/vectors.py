@@ -350,7 +350,7 @@ class Given:
 
 def _as_groups(obs: Any) -> Observations:
     if isinstance(obs, Mapping):
-        return dict(obs)
+        return {name: part for name, part in obs.items() if isinstance(part, np.ndarray) and part.dtype.kind in "biuf"}
     if isinstance(obs, tuple):
-        return {str(i): array for i, array in enumerate(obs)}
+        return {str(i): part for i, part in enumerate(obs) if isinstance(part, np.ndarray) and part.dtype.kind in "biuf"}
     return {"obs": obs}
