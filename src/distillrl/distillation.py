@@ -15,7 +15,21 @@ from typing import Any
 import torch
 
 import distillrl
-from distillrl import advantages, artifact, diagnosis, envs, evaluation, hardcases, learn, phases, storage, students, teachers, weights
+from distillrl import (
+    advantages,
+    artifact,
+    diagnosis,
+    envs,
+    evaluation,
+    hardcases,
+    imitability,
+    learn,
+    phases,
+    storage,
+    students,
+    teachers,
+    weights,
+)
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
@@ -211,6 +225,9 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
+        noticed: dict[str, Any] = {}
+        if state.progress.round == 0:
+            state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
         state.dataset.append(rollout)
         same, explained = _agreement(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
         count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
@@ -231,6 +248,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         "learn_seconds": round(seconds - (collected - began), 4),
         "beta": beta,
         **({} if same is None else {"agreement": round(same, 4)}),
+        **noticed,
         **({} if explained is None else {"explained_variance": round(explained, 4)}),
         **learnt,
     }
@@ -319,7 +337,7 @@ def _next_phase(setup: Setup, state: State) -> None:
 
 # ── checkpoint, resume, end ───────────────────────────────────────────────────────────────────────────────────────
 
-_PLAIN = ("phase_round", "hard", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached", "first_part")
+_PLAIN = ("phase_round", "hard", "imitability", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached", "first_part")
 
 
 def _save(state: State, folder: Folder) -> None:
@@ -400,6 +418,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
         "seconds": {"work": round(work, 4), "selecting": round(state.evaluation_seconds, 4), "with_imports": round(time.perf_counter() - distillrl.STARTED, 4)},
         "selecting_steps": state.evaluation_steps,
         "starts": hardcases.told(config, state),
+        "imitability": state.imitability,
         **measured,
     }
     goal = configuration.aim(config.until)

@@ -357,7 +357,7 @@ def _own_student(policy: Any) -> Policy | None:
             return None
         try:
             built: Policy = students.build(*artifact.load(path))
-        except Failed:
+        except (Failed, Misconfigured):
             return None  # whoever loads it as a teacher says what it is
         return built
     policy = policy.policy if isinstance(policy, Player) else policy

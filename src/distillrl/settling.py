@@ -58,6 +58,8 @@ class State:
     """Mean returns of teacher and random policy on the selecting seeds."""
     hard: dict[str, Any] = field(default_factory=lambda: {"next": 0, "steps": 0, "found": 0, "known": [], "bad": [], "length": 0, "judged": None})
     """The search for bad starts (hardcases.py): the stream's next one, steps played, bad ones, and how this student was judged by them."""
+    imitability: dict[str, Any] | None = None
+    """What can't be imitated, as it was estimated from the first rollout (imitability.py)."""
     evaluations: int = 0
     evaluation_steps: int = 0
     evaluation_seconds: float = 0.0
