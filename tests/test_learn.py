@@ -11,9 +11,9 @@ from torch import nn
 import distillrl
 from distillrl import advantages, config, heads, learn
 from distillrl.advantages import Critic
+from distillrl.checkpoints import resume, save
 from distillrl.config import Phase
 from distillrl.dataset import NEXT, Dataset
-from distillrl.distillation import _resume, _save  # the checkpoint without a process to kill
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Progress
 from distillrl.runs import Folder
@@ -115,8 +115,8 @@ def test_a_checkpoint_goes_on_with_everything_that_draws_or_learns(tmp_path, ter
     folder.write_config(setup.config)
     collected(setup, state)
     state.gradient.learn(state.dataset, Progress())
-    _save(state, folder)
-    other = _resume(setup, folder)
+    save(state, folder)
+    other = resume(setup, folder)
     for s in (state, other):
         collected(setup, s)
         s.gradient.learn(s.dataset, Progress())

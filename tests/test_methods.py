@@ -10,9 +10,10 @@ from test_distillation import gaussian_teacher, run, steer
 from torch import nn
 
 from distillrl import methods
+from distillrl.actions import Categorical, Deterministic
 from distillrl.errors import Misconfigured, Missing
 from distillrl.methods import METHODS
-from distillrl.records import ActionSpace, Group, Spec
+from distillrl.records import ActionSpace, Group, Prediction, Spec
 
 FEATURES = {"fitnets", "actor-mimic"}
 DISCRETE = {"qdagger"}
@@ -32,7 +33,20 @@ def layered(kind):
     return net
 
 
+def valuing(kind):
+    """As steer, and it knows how far from 0 it is."""
+
+    def said(obs):
+        action = steer(kind)(obs)
+        record = Categorical(action) if kind == "discrete" else Deterministic(action, torch.tensor([-1.0]), torch.tensor([1.0]))
+        return Prediction(record, value=-obs[:, 0].abs())
+
+    return said
+
+
 def teacher_for(method, kind):
+    if method == "thrifty-dagger":
+        return valuing(kind)
     if method in FEATURES:
         return layered(kind)
     return gaussian_teacher() if kind == "box" and method in DISTRIBUTION else steer(kind)

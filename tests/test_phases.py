@@ -9,9 +9,10 @@ from test_distillation import Corridor, run, small, steer
 
 from distillrl import config as configuration
 from distillrl import methods, phases
+from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
 from distillrl.dataset import Dataset
-from distillrl.distillation import _resume, _round, _rounds, _save
+from distillrl.distillation import _round, _rounds
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Prediction, Progress, Rollout
 from distillrl.runs import Folder
@@ -141,8 +142,8 @@ def test_resuming_in_a_later_phase_that_keeps_otherwise_gives_the_same(tmp_path)
         _rounds(setup, state, folder, lambda m: setattr(stop, "asked", m.get("round", -1) >= until), stop)
 
     go(state, 4)
-    _save(state, folder)
-    other = _resume(setup, folder)
+    save(state, folder)
+    other = resume(setup, folder)
     for s in (state, other):
         go(s, 6)
     assert len(other.dataset) == len(state.dataset)

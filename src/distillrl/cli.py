@@ -103,6 +103,7 @@ def _with(options: list[Any]) -> Any:
 @click.option("--worst-of", type=int, help="Go on until so many fresh starts in a row go well; 500 for trees, else 0.")
 @click.option("--env-steps", type=int, help="At most so many environment steps.")
 @click.option("--labels", type=int, help="At most so many states labelled by the teacher.")
+@click.option("--choose", help="Which states the teacher is asked about: all, entropy, disagreement, random; a tenth of those driven through.  [default: all]")
 @click.option("--seconds", type=float, help="At most so long.")
 @click.option("--rounds", type=int, help="At most so many rounds.")
 @click.option("--slots", type=int, help="Environments side by side.")

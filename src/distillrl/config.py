@@ -16,6 +16,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from distillrl.errors import Failed, Misconfigured, nearest
 
+CHOICES = ("all", "entropy", "disagreement", "random")
+"""The ways to choose the states that the teacher is asked about (choosing.py)."""
+RESCUES = {"agreement": {"below": 0.5, "above": 0.9, "steps": 5.0}, "value": {"below": 0.1, "above": 0.3, "steps": 10.0}}
+"""The ways in which the teacher takes over from a driving student (rescuing.py)."""
 BOUNDS = {"agreement": 1.0, "return": float("inf"), "retention": float("inf"), "explained_variance": 1.0, "spent": 1.0}
 """What a phase may end by, and the most that it can be."""
 
@@ -52,6 +56,16 @@ class Phase:
     """Decay of the moving average of the weights; 0 is off."""
     noise: str = "0"
     """A schedule: what is added to the played actions (not to the labels), the share of random ones, or a share of a box's half range."""
+    late: str = "0"
+    """A schedule: the teacher drives the first steps of each episode, a number drawn evenly from 0 to this one."""
+    rescue: str = "none"
+    """When the teacher takes over from the student: agreement(below=0.5, above=0.9, steps=5) or value(below=0.1, above=0.3, steps=10)."""
+    choose: str = "all"
+    """The states that the teacher is asked about: "all", or a share of each round's: "entropy", "disagreement", "random"."""
+    ask: float = 0.1
+    """That share, above 0 to 1, of a round's states; as many labels as it says, spread over the run, is what a budget of labels is spent on."""
+    committee: int = 3
+    """Students beside the first, whose disagreement is looked at."""
     critical: bool = False
     """States count by what is at stake for the teacher there, its best action against its worst."""
     gamma: float = 0.99
@@ -64,14 +78,18 @@ class Phase:
     def __post_init__(self) -> None:
         _choice("by", self.by, ("step", "episode"))
         _choice("keep", self.keep, ("all", "round"))
+        _choice("choose", self.choose, CHOICES)
+        if not 0 < self.ask <= 1:
+            raise Misconfigured(f"ask = {self.ask}: a share above 0 to 1 is right")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Misconfigured(f"{name} = {getattr(self, name)}: a number from 0 to 1 is right")
-        for name in ("first", "steps", "updates", "batch", "n"):
+        for name in ("first", "steps", "updates", "batch", "n", "committee"):
             _positive(name, getattr(self, name))
         if self.rounds < 0:
             raise Misconfigured(f"rounds = {self.rounds}: a whole number from 0 (no bound) on is right")
         bounds(self.until)
+        rescue(self.rescue)
         if not 0 <= self.average < 1:
             raise Misconfigured(f"average = {self.average}: a decay from 0 (off) to below 1 is right")
         if not 0 < self.lr < 10:
@@ -126,6 +144,8 @@ class Config:
     checkpoint_seconds: float = 5.0
     """A checkpoint is written about this often; 0: after every round."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    choose: str | None = None
+    """Which states the teacher is asked about, in place of the method's own choice; settled into the phases."""
     finetune: bool = False
     """After distilling go on by the reward alone, the critic first; settled into the phases."""
     terms: str | None = None
@@ -149,6 +169,8 @@ class Config:
         if self.seed < 0:
             raise Misconfigured(f"seed = {self.seed}: a whole number from 0 on is right")
         aim(self.until)
+        if self.choose is not None:
+            _choice("--choose", self.choose, CHOICES)
 
 
 def parse_terms(text: str) -> tuple[bool, dict[str, Any]]:
@@ -220,6 +242,26 @@ def bounds(text: str) -> dict[str, float]:
             right = "aim stands alone" if name == "aim" else f"{name}=NUMBER" + (f", at most {BOUNDS[name]:g}," if BOUNDS[name] < float("inf") else "")
             raise Misconfigured(f"a phase's until = {text!r}: {right} is right")
     return found
+
+
+def rescue(text: str) -> tuple[str, float, float, int] | None:
+    """A phase's ``rescue``: ``agreement(below=0.5, above=0.9, steps=5)`` → its four parts, those left out by default; None for none. Raises Misconfigured."""
+    if text == "none":
+        return None
+    kind, _, inside = text.partition("(")
+    _choice("rescue", kind.strip(), (*RESCUES, "none"))
+    found = dict(RESCUES[kind.strip()])
+    for part in inside.rstrip(") ").split(",") if inside.strip(") ") else []:
+        name, _, number = (x.strip() for x in part.partition("="))
+        _choice(f"rescue = {text!r}: an option", name, tuple(found))
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise Misconfigured(f"rescue = {text!r}: {name}={number!r} is no number") from None
+    below, above, steps = found["below"], found["above"], found["steps"]
+    if not 0 <= below <= above <= 1 or not 1 <= steps < 1e9 or steps != int(steps):
+        raise Misconfigured(f"rescue = {text!r}: 0 ≤ below ≤ above ≤ 1, and a whole number of steps from 1, are right")
+    return kind.strip(), below, above, int(steps)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ before it, so that a frame lies here once however many stacks it is part of.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -173,6 +174,18 @@ class Dataset:
         """Everything, [steps, N, ...], also what may not be drawn."""
         slots = self._store["starts"].shape[1]
         return over_states(lambda x: x.unflatten(0, (self.steps, slots)), replace(self.at(torch.arange(self.steps * slots)), memory={}))
+
+    def blank(self, steps: int, slots: int) -> Prediction:
+        """Zeros [steps, slots, ...] in the shape of the labels that are here, for states without one."""
+        return over_states(lambda x: x.new_zeros((steps, slots, *x.shape[1:])), self.at(self.rows[:1]).teacher)
+
+    def half(self, member: int) -> Dataset:
+        """The same states seen through one half of them, another for each member; a state's side never changes (bootstrap masks, Osband 2016)."""
+        seen = copy.copy(self)
+        mixed = (self.rows + 1) * 0x9E3779B1 + (member + 1) * 0x85EBCA77
+        kept = self.rows[((mixed ^ (mixed >> 15)) * 0x2C1B3C6D >> 13) % 2 == 0]
+        seen.rows = kept if len(kept) else self.rows
+        return seen
 
     def since(self, step: int) -> dict[str, Tensor]:
         """The rows from a step on, for an append-only checkpoint; ``restore`` takes all such parts in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -18,6 +19,8 @@ import distillrl
 from distillrl import (
     advantages,
     artifact,
+    checkpoints,
+    choosing,
     diagnosis,
     envs,
     evaluation,
@@ -25,26 +28,22 @@ from distillrl import (
     imitability,
     learn,
     phases,
-    storage,
     students,
     teachers,
-    weights,
 )
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
-from distillrl.errors import DistillError, Failed, Misconfigured
-from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement
-from distillrl.records import Prediction, Progress, Rollout, over_states
+from distillrl.errors import DistillError, Failed
+from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement, distance
+from distillrl.records import Progress, Rollout, over_states
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
 from distillrl.senses import Normalise, window_of
-from distillrl.settling import Setup, State, all_wants, asks_teacher, begin, enter_phase, example_batch, label_wants, label_words, settle
-from distillrl.states import Drive, Who, stakes
+from distillrl.settling import Setup, State, all_wants, asks_teacher, enter_phase, label_wants, settle
+from distillrl.states import Drive, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
-ROOM = 1.06
-"""Rows for which there is room at first, of those that are counted: steps that only reset take some more."""
 AGREEMENT_STATES = 1024
 """States whose agreement is measured at once."""
 
@@ -152,7 +151,7 @@ class _Interrupt:
 
 
 def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
-    state = _resume(setup, folder) if resumed else _begin(setup, folder)
+    state = checkpoints.resume(setup, folder) if resumed else checkpoints.start(setup, folder)
     try:
         for note in setup.notes + _size_note(setup, state) + state.dataset.storage.notes:
             show({"note": note})
@@ -163,23 +162,6 @@ def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
         return _finish(setup, state, folder)
     finally:
         state.drive.vector.close()
-
-
-def _begin(setup: Setup, folder: Folder) -> State:
-    """A state before round 0, with room for its rows; raises Misconfigured where neither memory nor disk can hold them."""
-    state = begin(setup)
-    config, drive = setup.config, state.drive
-    if all(phase.keep == "all" for phase in config.phase):
-        state.dataset.expected = int(ROOM * config.env_steps / drive.n) + 64
-    else:
-        state.dataset.expected = max(max(phase.steps, phase.first) for phase in config.phase) + 64
-    each = sum(v.numel() * v.element_size() for k, v in drive.obs.items() if k in setup.seen or k not in setup.spec.observations)
-    try:
-        state.dataset.storage = storage.plan(state.dataset.expected * each, config.memory, folder.path)
-    except DistillError:
-        drive.vector.close()
-        raise
-    return state
 
 
 def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _Interrupt) -> None:
@@ -197,7 +179,7 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _
         show({**metrics, "budget": setup.config.env_steps, "limit_seconds": setup.config.seconds})
         due = interrupt.asked or time.perf_counter() - saved >= setup.config.checkpoint_seconds
         if not state.ended and due and (state.drive.vector.replayable or state.drive.due()):
-            _save(state, folder)
+            checkpoints.save(state, folder)
             saved = time.perf_counter()
 
 
@@ -209,30 +191,34 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     if drive.due():
         drive.reseed(setup.teacher, playing)
     wanted = phase.first if state.progress.round == 0 and state.progress.phase == 0 else phase.steps
-    steps = max(1, min(wanted, _room(setup.config, state.progress) // drive.n))
     now = phases.at(state.progress, state.phase_round)
-    beta = weights.parse(phase.beta)(now)
     ask = asks_teacher(setup, state, state.progress.phase)
+    choosy = ask and phase.choose != "all"
+    who = phases.who(phase, now)
+    room = _room(setup.config, state.progress, ask and (who.asks or not choosy)) // drive.n
+    steps = max(1, min(wanted, room))
     try:
         with torch.inference_mode():
-            who = Who(beta, phase.by, phase.sampled, weights.parse(phase.noise)(now))
             wants = label_wants(setup, state)
             if state.hard["bad"]:
-                rollout, drive = hardcases.collect(setup, state, _room(setup.config, state.progress) // drive.n, who, wants)
+                rollout, drive = hardcases.collect(setup, state, room, who, wants)
             else:
-                rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen, ask)
+                rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen, ask and not choosy)
+                rollout = _asked(setup, state, phase, rollout) if choosy else rollout
             rollout = _enriched(setup, state, phase, rollout, drive)
         if state.progress.round == 0 and setup.config.init is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
         noticed: dict[str, Any] = {}
-        if state.progress.round == 0:
+        if state.progress.round == 0 and bool(rollout.labelled.all()):
             state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
         state.dataset.append(rollout)
-        same, explained = _agreement(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
+        compared, explained = _compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
         count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
         state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=setup.config.env_steps)
         learnt = state.gradient.learn(state.dataset, state.progress)
+        for i, member in enumerate(state.committee):
+            member.learn(state.dataset.half(i), state.progress)
     except Failed as error:
         kept = folder.save_states({"obs": dict(drive.obs), "student": state.student.state_dict()}, state.progress.round)
         raise Failed(f"round {state.progress.round}: {error} (the states are kept in {kept})") from None
@@ -246,8 +232,8 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         "labels": state.progress.labels,
         "steps_per_second": round(count / max(1e-9, collected - began), 1),
         "learn_seconds": round(seconds - (collected - began), 4),
-        "beta": beta,
-        **({} if same is None else {"agreement": round(same, 4)}),
+        "beta": who.beta,
+        **compared,
         **noticed,
         **({} if explained is None else {"explained_variance": round(explained, 4)}),
         **learnt,
@@ -261,10 +247,24 @@ def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: R
     return replace(rollout, weight=stakes(advantages.need_teacher(rollout), rollout.valid)) if phase.critical else rollout
 
 
-def _room(config: Config, progress: Progress) -> int:
-    """Environment steps, and labels, that may still be taken."""
+def _asked(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout) -> Rollout:
+    """With labels for the states in which the students are least sure, as far as the budget goes."""
+    budget = math.ceil(phase.ask * int(rollout.valid.sum()))
+    if setup.config.labels is not None:
+        budget = min(budget, setup.config.labels - state.progress.labels - int((rollout.valid & rollout.labelled).sum()))
+    pupils = [learner.averaged for learner in (state.gradient, *state.committee)]
+    mask = choosing.choose(phase.choose, rollout, pupils, budget, state.chooser, state.asked)
+    rollout = choosing.label(rollout, mask, setup.teacher, label_wants(setup, state))
+    if rollout.teacher is None:  # every state looks like one that was asked about
+        return replace(rollout, teacher=state.dataset.blank(*rollout.valid.shape))
+    state.asked = torch.cat([state.asked, choosing.keys(rollout)[rollout.labelled & rollout.valid]])
+    return rollout
+
+
+def _room(config: Config, progress: Progress, labelling: bool) -> int:
+    """Environment steps that may still be taken; where each is labelled, as many as labels."""
     room = config.env_steps - progress.env_steps
-    return room if config.labels is None else min(room, config.labels - progress.labels)
+    return room if config.labels is None or not labelling else min(room, config.labels - progress.labels)
 
 
 def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
@@ -276,26 +276,35 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
 
 
 @torch.inference_mode()
-def _agreement(student: Policy, rollout: Rollout, dataset: Dataset) -> float | None:
-    """Share of the round's labelled states, the rollout just appended, in which student (as it was) and teacher choose the same.
+def _compared(student: Policy, rollout: Rollout, dataset: Dataset) -> dict[str, float]:
+    """``agreement``, the share of the round's labelled states, the rollout just appended, in which student (as it was) and teacher choose the
+    same, and ``error``: 1 minus it, or for a box how far apart their actions are (policies.distance, its root mean square).
 
-    None without labels. A student that remembers without bound goes through the rollout in order, from the memory that it began with.
+    Empty without labels. A student that remembers without bound goes through the rollout in order, from the memory that it began with.
     """
     asked = (rollout.valid & rollout.labelled).flatten()
     if rollout.teacher is None or not bool(asked.any()):
-        return None
+        return {}
     if window_of(student) is None:
         prediction, _ = student.act({k: v[:-1] for k, v in rollout.obs.items()}, dict(rollout.memory), rollout.starts, ACTION)
-        return float(agreement(prediction, rollout.teacher).flatten()[asked].float().mean())
+        return _figures([agreement(prediction, rollout.teacher).flatten()], [distance(prediction, rollout.teacher)], asked)
     length, slots = rollout.valid.shape
     label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
-    first, same = (dataset.steps - length) * slots, list[torch.Tensor]()
+    first, same, apart = (dataset.steps - length) * slots, list[torch.Tensor](), list[Any]()
     for part in torch.arange(length * slots).split(AGREEMENT_STATES):
         obs = {k: v[:-1].flatten(0, 1)[part] for k, v in rollout.obs.items()}
         memory = dataset.remembered(first + part)
         prediction, _ = student.act(obs, memory, rollout.starts.flatten()[part] if memory else None, ACTION)
-        same.append(agreement(prediction, over_states(lambda x, part=part: x[part], label)))
-    return float(torch.cat(same)[asked].float().mean())
+        theirs = over_states(lambda x, part=part: x[part], label)
+        same.append(agreement(prediction, theirs))
+        apart.append(distance(prediction, theirs))
+    return _figures(same, apart, asked)
+
+
+def _figures(same: list[torch.Tensor], apart: list[Any], asked: torch.Tensor) -> dict[str, float]:
+    share = float(torch.cat(same)[asked].float().mean())
+    error = 1 - share if apart[0] is None else float(torch.cat([x.flatten() for x in apart])[asked].square().mean().sqrt())
+    return {"agreement": round(share, 4), "error": round(error, 4)}
 
 
 # ── selecting ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -331,53 +340,11 @@ def _next_phase(setup: Setup, state: State) -> None:
     state.student.load_state_dict(state.gradient.averaged.state_dict())
     state.progress, state.phase_round = replace(state.progress, phase=state.progress.phase + 1), 0
     if setup.config.phase[state.progress.phase].keep != state.dataset.keep:
-        state.dataset, state.saved_steps, state.first_part = Dataset(), 0, state.parts
+        state.dataset, state.saved_steps, state.first_part = Dataset(expected=state.dataset.expected, storage=state.dataset.storage), 0, state.parts
     enter_phase(setup, state, state.progress.phase)
 
 
-# ── checkpoint, resume, end ───────────────────────────────────────────────────────────────────────────────────────
-
-_PLAIN = ("phase_round", "hard", "imitability", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached", "first_part")
-
-
-def _save(state: State, folder: Folder) -> None:
-    part: dict[str, Any] = state.dataset.since(state.saved_steps) if state.dataset.keep == "all" else {}
-    state.parts, state.saved_steps = state.parts + 1, state.dataset.steps
-    folder.checkpoint(
-        {
-            **{name: getattr(state, name) for name in _PLAIN},
-            "parts": state.parts,
-            "progress": dataclasses.asdict(state.progress),
-            "best": state.best,
-            "header": state.student.header(),
-            "tensors": {k: v.clone() for k, v in state.student.artifact_tensors().items()},
-            "drive": state.drive.state_dict(),
-            "gradient": state.gradient.state_dict(),
-        },
-        part,
-        state.parts - 1,
-    )
-
-
-def _resume(setup: Setup, folder: Folder) -> State:
-    saved = folder.read_checkpoint()
-    if (folder.read_verdict()) is not None:
-        raise Misconfigured(f"{folder.path} has ended: its verdict is in {folder.path / 'verdict.json'}")
-    state = _begin(setup, folder)
-    if saved is None:
-        return state
-    values, parts = saved
-    state.student = students.build(values["header"], values["tensors"], setup.own, learning=True)
-    state.progress = Progress(**values["progress"])
-    enter_phase(setup, state, state.progress.phase)
-    state.gradient.load_state_dict(values["gradient"])
-    state.drive.load_state_dict(values["drive"])
-    like = example_batch(setup, state, label_words(setup, state)).teacher
-    state.dataset.restore([p for p in parts[values["first_part"] :] if p], like if asks_teacher(setup, state, state.progress.phase) else Prediction())
-    state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
-    for name in _PLAIN:
-        setattr(state, name, values[name])
-    return state
+# ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _finish(setup: Setup, state: State, folder: Folder) -> Run:

@@ -58,8 +58,30 @@ def dagger_by_episode(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
 
 
 def dart(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
-    """The teacher drives with noise in its actions, and its labels show how it recovers (Laskey 2017, algorithm 1, its noise fixed)."""
-    return (Phase(beta="1", noise="0.2", terms=_any(gives, spec)),)
+    """The teacher drives with as much noise in its actions as the student errs, and its labels show how it recovers (Laskey 2017, algorithm 1, with one deviation for all components)."""
+    return (Phase(beta="1", noise="error(1, 0.2)", terms=_any(gives, spec)),)
+
+
+def active(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """After a first round of the teacher's the student drives; the teacher is asked where students disagree (Seung 1992; Menda 2019, section IV)."""
+    return (Phase(beta="power(0)", first=16, choose="disagreement", terms=_any(gives, spec)),)
+
+
+def late_start(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The teacher drives the first 0 to so many steps of each episode, ever fewer, then the student (Uchendu 2023, section 4; here labelled by the teacher)."""
+    return (Phase(late="linear(100, 0, over=20)", terms=_any(gives, spec)),)
+
+
+def lazy_dagger(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The student drives until it differs from its teacher, which drives until they are at one again (Hoque 2021, algorithm 1)."""
+    return (Phase(rescue="agreement(below=0.5, above=0.9, steps=5)", terms=_any(gives, spec)),)
+
+
+def thrifty_dagger(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The student drives until the teacher's value is among the lowest tenth seen, from where the teacher recovers (Hoque 2021, section 4.3; its risk, without its novelty)."""
+    if not gives & {"value", "q"}:
+        raise _lacks("`value` or `q`", gives, "thrifty-dagger")
+    return (Phase(rescue="value(below=0.1, above=0.3, steps=10)", terms=_any(gives, spec)),)
 
 
 def gkd(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
@@ -159,6 +181,10 @@ METHODS: dict[str, Method] = {
     "viper-tree": Method(viper_tree, "a tree by imitation", "Bastani 2018, 1805.08328", "teacher, then student", "action", "the student is a tree"),
     "dagger-by-episode": Method(dagger_by_episode, "dataset aggregation by episode", "Ross 2011, 1011.0686", "mixture by episode", "action", "as dagger, where a state only makes sense along one policy's way"),
     "dart": Method(dart, "noise-injected teacher", "Laskey 2017, 1703.09327", "teacher with noise", "action", "the student must never drive, and errors must be unlearnt"),
+    "active": Method(active, "active labelling", "Menda 2019, 1807.08364; Seung 1992", "teacher, then student", "action", "the teacher's answers are dear: with --labels, it is asked about the states that students disagree on"),
+    "late-start": Method(late_start, "late starts", "Uchendu 2023, 2204.02372", "teacher, then student, in each episode", "action", "what matters lies deep in an episode, where the student alone doesn't get"),
+    "lazy-dagger": Method(lazy_dagger, "teacher's rescue by agreement", "Hoque 2021, 2104.00053", "student, rescued by the teacher", "action", "the student must not stray far while it learns"),
+    "thrifty-dagger": Method(thrifty_dagger, "teacher's rescue by value", "Hoque 2021, 2109.08273", "student, rescued by the teacher", "action and value or q", "danger counts, not difference"),
     "gkd": Method(gkd, "generalised knowledge distillation", "Agarwal 2024, 2306.13649", "half teacher, half student", "action; for a box: distribution", "odd states must not rule the loss"),
     "reverse-kl": Method(reverse_kl, "on-policy reverse KL", "Gu 2024, 2306.08543; Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "the student is too small for all that the teacher does"),
     "fitnets": Method(fitnets, "hints", "Romero 2015, 1412.6550", "mixture", "action and features", "the teacher is a network whose layers are known"),

@@ -13,6 +13,8 @@ from distillrl import weights
 from distillrl.config import Phase
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Progress, Rollout
+from distillrl.rescuing import Rescue
+from distillrl.states import Who
 
 CRITIC = frozenset({"extra.return", "extra.advantage"})
 """What a term wants where there is a critic whose explained variance can be told."""
@@ -22,10 +24,12 @@ def check(phases: tuple[Phase, ...]) -> None:
     """Every schedule of every phase parses; raises Misconfigured that names the phase."""
     for number, phase in enumerate(phases):
         try:
-            for text in (phase.beta, phase.noise):
+            for text in (phase.beta, phase.noise, phase.late):
                 weights.parse(text)
         except Misconfigured as error:
             raise Misconfigured(f"phase {number + 1}: {error}") from None
+        if phase.choose != "all" and phase.rescue != "none":
+            raise Misconfigured(f"phase {number + 1}: rescue = {phase.rescue!r} looks at the teacher in every state, so there are none left to choose: choose = 'all' is right")
         if not phase.rounds and number + 1 < len(phases) and not configuration.bounds(phase.until):
             raise Misconfigured(f"phase {number + 1} never ends, so that the next is never reached: give it rounds, or until")
 
@@ -44,7 +48,7 @@ def fits(phase: Phase, number: int, wants: frozenset[str], student: Any) -> None
 
 def asks(phase: Phase, wants: frozenset[str], grown: bool = False) -> bool:
     """Whether a phase asks the teacher anything: by its terms or its driver. Learning by the reward alone does not."""
-    alone = weights.parse(phase.beta) == weights.parse(0)
+    alone = phase.rescue == "none" and all(weights.parse(share) == weights.parse(0) for share in (phase.beta, phase.late))
     return grown or phase.critical or not alone or any(w.startswith("teacher.") for w in wants)
 
 
@@ -71,6 +75,24 @@ def explained_variance(rollout: Rollout) -> float | None:
         return None
     error, total = (_variance(rollout.extra[name][rollout.valid]) for name in ("advantage", "return"))
     return 1 - error / total if total > 0 else None
+
+
+def who(phase: Phase, progress: Progress) -> Who:
+    """How a round of a phase is driven."""
+    beta, noise, late = (weights.parse(text)(progress) for text in (phase.beta, phase.noise, phase.late))
+    given = configuration.rescue(phase.rescue)
+    return Who(beta, phase.by, phase.sampled, noise, late, None if given is None else Rescue(*given))
+
+
+def driver_wants(phase: Phase, teacher_gives: frozenset[str]) -> frozenset[str]:
+    """What the driver of a phase reads of the teacher beside its action; raises Missing."""
+    given = configuration.rescue(phase.rescue)
+    if given is None or given[0] != "value":
+        return frozenset()
+    found = [name for name in ("value", "q") if name in teacher_gives]
+    if not found:
+        raise Missing(f"rescue by value needs `value` or `q`, but this teacher gives only {' and '.join(f'`{g}`' for g in sorted(teacher_gives))}; rescue by agreement would do")
+    return frozenset({f"teacher.{found[0]}"})
 
 
 def at(progress: Progress, phase_round: int) -> Progress:

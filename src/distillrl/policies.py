@@ -157,6 +157,20 @@ def agreement(mine: Prediction, theirs: Prediction, spread: Tensor | None = None
     return ((a - b).abs() <= 0.05 * width).all(-1)
 
 
+def distance(mine: Prediction, theirs: Prediction) -> Tensor | None:
+    """[...] the root mean square, over components, of the difference between both actions of a box, in half ranges (in its units where there
+    are no bounds); None where actions are choices.
+    """
+    assert mine.action is not None
+    assert theirs.action is not None
+    low, high = getattr(theirs.action, "low", None), getattr(theirs.action, "high", None)
+    if low is None or high is None:
+        return None
+    half = torch.where((high - low).isfinite(), (high - low) / 2, torch.ones_like(high))
+    apart: Tensor = (mine.action.mode - theirs.action.mode) / half
+    return apart.square().mean(-1).sqrt()
+
+
 def _lead(prediction: Prediction) -> int:
     action = prediction.action
     assert action is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,22 @@ from typing import Any
 
 import torch
 
-from distillrl import artifact, atari, envs, heads, learn, methods, objectives, phases, seeing, senses, students, teachers, weights
+from distillrl import (
+    artifact,
+    atari,
+    choosing,
+    envs,
+    heads,
+    learn,
+    methods,
+    objectives,
+    phases,
+    seeing,
+    senses,
+    students,
+    teachers,
+    weights,
+)
 from distillrl import config as configuration
 from distillrl.actions import Gaussian
 from distillrl.config import Config, Phase
@@ -50,6 +66,12 @@ class State:
     drive: Drive
     dataset: Dataset
     gradient: learn.Gradient
+    committee: list[learn.Gradient] = field(default_factory=list)
+    """The learners of further students, whose disagreement chooses what is asked."""
+    chooser: torch.Generator = field(default_factory=torch.Generator)
+    """Breaks ties between states that could be asked about."""
+    asked: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Keys of the states that were, where they are chosen (choosing.py)."""
     progress: Progress = field(default_factory=Progress)
     phase_round: int = 0
     best: dict[str, Any] | None = None
@@ -86,6 +108,8 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
         target = teachers.load(source, wished).info.get("environment")
     if target is None:
         raise Misconfigured("no environment was given, and the teacher's file names none: --env takes an id such as LunarLander-v3")
+    if config.labels is not None and config.labels < config.slots:
+        raise Misconfigured(f"labels = {config.labels} is less than one step of all slots asks for: slots = {config.labels} or fewer, or more labels, would do")
     theirs = config.teacher_sees.removeprefix("group=") if config.teacher_sees else ""
     adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")})
     options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, adds)
@@ -98,7 +122,7 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     grown = students.grown(config.student, student)
     found_phases = _phases(replace(config, method="viper-tree" if config.method == "auto" and grown else config.method), policy.gives, spec, student)
     worst_of = (WORST_OF if grown else 0) if config.worst_of is None else config.worst_of
-    config = replace(config, phase=found_phases, terms=None, finetune=False, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
+    config = replace(config, phase=found_phases, terms=None, choose=None, finetune=False, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
@@ -112,6 +136,8 @@ def _phases(config: Config, gives: frozenset[str], spec: Spec, student: Any) -> 
     found = config.phase or students.suited(config.student, methods.expand(method, gives, spec), student)
     if config.terms is not None:
         found = configuration.with_terms(found, config.terms)
+    if config.choose is not None:
+        found = tuple(replace(p, choose=config.choose) for p in found)
     found = methods.with_finetuning(found) if further else found
     if further and students.grown(config.student, student):
         raise Misconfigured(f"--finetune goes on by gradients, but --student {config.student} is grown: take a network, such as mlp:16x16")
@@ -163,7 +189,7 @@ def begin(setup: Setup) -> State:
         if head is not None:
             student = students.make(config.student, setup.spec, generator(config.seed, "student"), head, config.see, setup.own)
     drive.begin(setup.teacher, student)
-    state = State(student, drive, Dataset(), None)  # type: ignore[arg-type]  # enter_phase makes the learner
+    state = State(student, drive, Dataset(), None, chooser=generator(config.seed, "choose"))  # type: ignore[arg-type]  # enter_phase makes the learner
     for number in reversed(range(len(config.phase))):  # each is tried out before round 0, the first last
         enter_phase(setup, state, number)
     return state
@@ -185,25 +211,47 @@ def _head(setup: Setup, drive: Drive) -> str | None:
 def enter_phase(setup: Setup, state: State, number: int) -> State:
     """Make the learner of a phase, after its dry run."""
     phase = setup.config.phase[number]
-    phases.fits(phase, number, phase_wants(setup, state, number), state.student)
+    wants = phase_wants(setup, state, number)
+    phases.fits(phase, number, wants, state.student)
+    choosing.check(phase, state.student, setup.teacher, wants)
     if getattr(state.student, "grown", False):
         return _enter_growing(setup, state, number)
     heads.add(state.student, wanted_heads(setup, state), setup.spec, generator(setup.config.seed, "heads"))
-    terms = make_terms(setup, state, phase, number)
-    state.gradient = learn.Gradient(
+    state.gradient = _learner(setup, state, number, f"learn{number}")
+    state.committee = _committee(setup, state, number)
+    state.dataset.keep = phase.keep
+    state.dataset.sense = state.student.sense if senses.window_of(state.student) else None
+    state.gradient.try_out(example_batch(setup, state, all_wants(state.gradient.terms)), state.progress)
+    return state
+
+
+def _learner(setup: Setup, state: State, number: int, name: str) -> learn.Gradient:
+    phase = setup.config.phase[number]
+    return learn.Gradient(
         state.student,
-        terms,
+        make_terms(setup, state, phase, number),
         lr=phase.lr,
         batch=phase.batch,
         updates=phase.updates,
         average=phase.average,
         train=phase.train,
-        generator=generator(setup.config.seed, f"learn{number}"),
+        generator=generator(setup.config.seed, name),
     )
-    state.dataset.keep = phase.keep
-    state.dataset.sense = state.student.sense if senses.window_of(state.student) else None
-    state.gradient.try_out(example_batch(setup, state, all_wants(terms)), state.progress)
-    return state
+
+
+def _committee(setup: Setup, state: State, number: int) -> list[learn.Gradient]:
+    """Students like the first, each with weights of its own, where their disagreement is looked at."""
+    phase, mine, seed = setup.config.phase[number], state.student, setup.config.seed
+    members = []
+    for i in range(phase.committee if phase.choose == "disagreement" else 0):
+        header = mine.header()
+        student = students.make(header["family"], setup.spec, generator(seed, f"member{i}"), header.get("head"), setup.config.see, setup.own)
+        if hasattr(mine, "sense"):
+            student.sense = copy.deepcopy(mine.sense)
+        own = replace(state, student=student)
+        heads.add(student, wanted_heads(setup, own), setup.spec, generator(seed, f"member{i} heads"))
+        members.append(_learner(setup, own, number, f"member{i} learn{number}"))
+    return members
 
 
 def _enter_growing(setup: Setup, state: State, number: int) -> State:
@@ -261,7 +309,7 @@ def label_wants(setup: Setup, state: State) -> frozenset[str]:
 
 def label_words(setup: Setup, state: State) -> frozenset[str]:
     """As ``label_wants``, in the words of objectives."""
-    together = [all_wants(state.gradient.terms)]
+    together = [all_wants(state.gradient.terms), phases.driver_wants(setup.config.phase[state.progress.phase], setup.teacher.gives)]
     if state.dataset.keep == "all":
         together += [phase_wants(setup, state, i) for i, p in enumerate(setup.config.phase) if p.keep == "all"]
     return frozenset().union(*together)
@@ -280,7 +328,7 @@ def phase_wants(setup: Setup, state: State, number: int) -> frozenset[str]:
     for name, given in setup.config.phase[number].terms.items():
         options = {k: v for k, v in given.items() if k != "weight"} if isinstance(given, Mapping) else {}
         found |= _wants(setup, state, name, options)
-    return frozenset(found)
+    return frozenset(found) | phases.driver_wants(setup.config.phase[number], setup.teacher.gives)
 
 
 def all_wants(terms: list[learn.Term] | tuple[learn.Term, ...]) -> frozenset[str]:

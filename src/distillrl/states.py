@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillrl import rescuing
 from distillrl.envs import Observations, Vector
 from distillrl.errors import Failed
 from distillrl.policies import ACTION, Memory, Policy, played, to_environment
 from distillrl.records import ActionSpace, Prediction, Rollout, Spec, over_states, tensors
+from distillrl.rescuing import Rescue
 from distillrl.senses import Sense
 
 LABEL_NUMBERS = 1 << 23
@@ -33,6 +35,20 @@ class Who:
     sampled: bool = False
     noise: float = 0.0
     """Share of actions that are random instead; of a box, the deviation of what is added, in halves of its range (Laskey 2017, DART)."""
+    late: float = 0.0
+    """The teacher drives the first steps of each episode, a number drawn evenly from 0 to this one (jump starts, Uchendu 2023)."""
+    rescue: Rescue | None = None
+    """When the teacher takes over from the student, and when it hands back."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether who drives is settled step by step."""
+        return self.late >= 1 or self.rescue is not None
+
+    @property
+    def asks(self) -> bool:
+        """Whether the teacher must act, or be looked at, while driving."""
+        return self.beta > 0 or self.shared
 
 
 class Drive:
@@ -49,6 +65,8 @@ class Drive:
         """The groups that are kept as the environment gives them; what only the student sees, made small, is kept so."""
         self._sense: Sense | None = None
         self.teacher_drives = torch.zeros(self.n, dtype=torch.bool)
+        self.late, self.held = (torch.zeros(self.n, dtype=torch.int64) for _ in range(2))
+        self.levels = torch.full((2,), -torch.inf)
         self.ticks = 0
         self._began = np.zeros(self.n, dtype=np.int64)
         self._history: list[np.ndarray] = []
@@ -83,7 +101,8 @@ class Drive:
     def collect(self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], keep: frozenset[str], labelling: bool = True) -> Rollout:
         """``steps`` ticks of all slots, labelled by the teacher; ``keep`` names the observation groups that are stored.
 
-        A teacher without memory that drives nothing is asked once, at the end, for all states together; without ``labelling`` not at all.
+        A teacher without memory that drives nothing is asked once, at the end, for all states together; without ``labelling`` not at all, and one that drives
+        some of them only about those.
         """
         n, groups = self.n, [k for k in self.obs if k in keep or k not in self.spec.observations]
         obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
@@ -91,21 +110,28 @@ class Drive:
         ended, starts, valid = np.empty((2, steps, n), dtype=bool), np.empty((steps, n), dtype=bool), np.empty((steps, n), dtype=bool)
         episode = np.empty((steps, n), dtype=np.int64)
         by_teacher = self._assign(steps, who)
-        ask = who.beta > 0 or bool(self.memory["teacher"])
+        ask = who.asks or bool(self.memory["teacher"])
+        sparse = ask and not labelling and who.rescue is None and not self.memory["teacher"]
         act = who.beta < 1 or bool(self.memory["student"])
         start_memory = dict(self.memory["student"])
         fresh = self._fresh_at == self.ticks
-        labels: list[Prediction] = []
+        labels: list[Prediction | None] = []
         actions: list[Tensor] = []
         for k in groups:
             obs[k][0] = self.obs[k]
         for t in range(steps):
-            if ask:
+            row = self._rows(by_teacher, t, who)
+            if sparse:
+                label = self._ask(teacher, row, wants)
+                labels.append(label)
+            elif ask:
                 label, self.memory["teacher"] = teacher.act(self.obs, self.memory["teacher"], self.starts, wants)
                 labels.append(label)
             if act:
                 own, self.memory["student"] = student.act(self.obs, self.memory["student"], self.starts, ACTION)
-            action = self._choose(label if ask else None, own if act else None, self._rows(by_teacher, t, who), who.sampled)
+            if who.rescue is not None and label is not None:
+                row = by_teacher[t] = row | self._rescued(who.rescue, label, own)
+            action = self._choose(label if ask else None, own if act else None, row, who.sampled)
             if who.noise:
                 action = disturbed(action, who.noise, self.spec.action, self.generator)
             actions.append(action)
@@ -114,13 +140,17 @@ class Drive:
             rows = {k: obs[k][t + 1] for k in groups}
             self._step(to_environment(action, self.spec), reward[t], ended[:, t], rows)
             episode[t] = self.index
-        prediction = None
-        if ask:
+        prediction, labelled = None, torch.ones(steps, n, dtype=torch.bool)
+        if sparse:
+            prediction, labelled = _filled(labels), by_teacher.expand(steps, n)
+        elif ask:
             prediction = over_states(lambda *x: torch.stack(x), *labels)
         elif labelling:
             prediction = label_all(teacher, {k: obs[k][:-1] for k in obs}, wants)
         if prediction is not None:
-            _refuse_nan(prediction, torch.from_numpy(valid))
+            refuse_nan(prediction, torch.from_numpy(valid) & labelled)
+            if who.rescue is not None and who.rescue.by == "value":
+                self.levels = rescuing.levels(prediction, torch.from_numpy(valid), who.rescue)
         if not bool(np.isfinite(reward).all()):
             raise Failed("the environment gave a reward that is NaN or infinite")
         return Rollout(
@@ -132,7 +162,7 @@ class Drive:
             starts=torch.from_numpy(starts),
             valid=torch.from_numpy(valid),
             driver=torch.where(by_teacher, 0, 1).to(torch.int8).expand(steps, n),
-            labelled=torch.full((steps, n), prediction is not None),
+            labelled=labelled if prediction is not None else torch.zeros_like(labelled),
             teacher=prediction,
             student=None,
             episode=torch.from_numpy(episode),
@@ -143,16 +173,37 @@ class Drive:
     def _assign(self, steps: int, who: Who) -> Tensor:
         """[steps, n] (or [1, n] where it is always the same): whether the teacher drives."""
         if who.beta in (0, 1):
-            return torch.full((1, self.n), bool(who.beta))
+            return torch.full((1 if not who.shared else steps, self.n), bool(who.beta))
         return torch.empty(steps, self.n).uniform_(generator=self.generator) < who.beta
 
     def _rows(self, by_teacher: Tensor, t: int, who: Who) -> Tensor:
         row = by_teacher[min(t, len(by_teacher) - 1)]
         if who.by == "episode" and len(by_teacher) > 1:
             self.teacher_drives = torch.where(self.starts, row, self.teacher_drives)
-            by_teacher[t] = self.teacher_drives
-            return self.teacher_drives
+            row = by_teacher[t] = self.teacher_drives
+        if who.late >= 1:
+            drawn = torch.empty(self.n).uniform_(0, who.late + 1, generator=self.generator).floor()
+            self.late = torch.where(self.starts, drawn.clamp_max(who.late).long(), self.late)
+            row = by_teacher[t] = row | (self.late > 0)
+            self.late = (self.late - 1).clamp_min(0)
         return row
+
+    def _rescued(self, rescue: Rescue, label: Prediction, own: Prediction) -> Tensor:
+        """[n] where the teacher recovers what the student got into; an episode begins with the student at the wheel."""
+        if rescue.by == "value":
+            trust, bounds = rescuing.value(label), self.levels
+        else:
+            trust, bounds = rescuing.agreement(label, own), torch.tensor([rescue.below, rescue.above])
+        self.held = rescuing.taken(rescue, trust, bounds, torch.where(self.starts, 0, self.held))
+        return self.held > 0
+
+    def _ask(self, teacher: Policy, rows: Tensor, wants: frozenset[str]) -> Prediction | None:
+        """[n] the teacher's prediction where ``rows`` [n] is true, zeros elsewhere; None where it is nowhere."""
+        at = (rows & ~torch.from_numpy(self.ended)).nonzero().squeeze(-1)  # a step that only resets takes no action
+        if not len(at):
+            return None
+        told, _ = teacher.act({k: v[at] for k, v in self.obs.items()}, {}, None, wants)
+        return over_states(lambda x: x.new_zeros((self.n, *x.shape[1:])).index_copy_(0, at, x), told)
 
     def _choose(self, label: Prediction | None, own: Prediction | None, by_teacher: Tensor, sampled: bool) -> Tensor:
         if own is None or label is None:
@@ -204,6 +255,9 @@ class Drive:
             "obs": dict(self.obs),
             "memory": {who: dict(memory) for who, memory in self.memory.items()},
             "teacher_drives": self.teacher_drives.clone(),
+            "late": self.late.clone(),
+            "held": self.held.clone(),
+            "levels": self.levels.clone(),
             "ticks": self.ticks,
             "fresh_at": self._fresh_at,
             "generator": self.generator.get_state(),
@@ -218,7 +272,7 @@ class Drive:
         self._first, self.ticks, self._fresh_at = state["first"], state["ticks"], state["fresh_at"]
         self.ended, self.starts = state["ended"].numpy().copy(), state["starts"].clone()
         self.obs, self.memory = dict(state["obs"]), {who: dict(m) for who, m in state["memory"].items()}
-        self.teacher_drives = state["teacher_drives"].clone()
+        self.teacher_drives, self.late, self.held, self.levels = (state[k].clone() for k in ("teacher_drives", "late", "held", "levels"))
         self.generator.set_state(state["generator"])
         if self.vector.replayable:
             history = state["history"].numpy()
@@ -265,7 +319,17 @@ def stakes(label: Prediction, valid: Tensor) -> Tensor:
     return gap / gap[valid].mean().clamp_min(1e-8)
 
 
-def _refuse_nan(prediction: Prediction, valid: Tensor) -> None:
+def _filled(labels: list[Prediction | None]) -> Prediction | None:
+    """[T, n] of T predictions, zeros where there is none; None where there is none at all."""
+    like = next((x for x in labels if x is not None), None)
+    if like is None:
+        return None
+    zero = over_states(torch.zeros_like, like)
+    return over_states(lambda *x: torch.stack(x), *(zero if x is None else x for x in labels))
+
+
+def refuse_nan(prediction: Prediction, valid: Tensor) -> None:
+    """Raise Failed where what a teacher says of valid [T, N] states isn't finite."""
     for name, value in tensors(prediction).items():
         if value.is_floating_point() and not bool(torch.isfinite(value[valid]).all()):
             raise Failed(f"the teacher's {name} is NaN or infinite in some of the {int(valid.sum())} states that it was asked about")

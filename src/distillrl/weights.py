@@ -6,6 +6,8 @@
     exponential(a, b)                     from a to b by the same factor each time
     power(r) or power(r, a)               a · r^round (DAgger's β, Ross 2011); a is 1
     agreement(a, b)                       a where student and teacher never agree, b where they always do; 1, 0 by default
+    error(a) or error(a, first)           a · the student's error in the last round, first until it is known: 1 − agreement, or for a box the
+                                          root mean square of action differences in half ranges (DART's noise, Laskey 2017)
     return_ratio(a) or return_ratio(a, t) a · max(1 − G_student / G_teacher, 0), until the share t of the run (QDagger, Agarwal 2022)
 
 linear, cosine and exponential run over the whole run's budget, or with ``over=ROUNDS`` over so many rounds, and then stay.
@@ -160,6 +162,11 @@ def _agreement(s: Schedule, progress: Progress) -> float:
     return a * (1 - x) + b * x
 
 
+def _error(s: Schedule, progress: Progress) -> float:
+    a, first = s.values
+    return min(1.0, a * progress.metrics["error"]) if "error" in progress.metrics else first
+
+
 def _return_ratio(s: Schedule, progress: Progress) -> float:
     """Returns are counted from ``returns['random']`` where it is known (else from 0), so that negative ones make sense.
 
@@ -185,6 +192,7 @@ KINDS: dict[str, _Kind] = {
     "exponential": _Kind(("first", "last"), _exponential, runs=True, reads=frozenset({"budget"})),
     "power": _Kind(("ratio", "first"), _power, (1.0,), reads=frozenset({"round"}), most=(1.0, math.inf)),
     "agreement": _Kind(("apart", "agreed"), _agreement, (1.0, 0.0), reads=frozenset({"agreement"})),
+    "error": _Kind(("scale", "first"), _error, (0.2,), reads=frozenset({"error"}), most=(math.inf, 1.0)),
     "return_ratio": _Kind(("first", "until"), _return_ratio, (1.0, 1.0), reads=frozenset({"returns"}), most=(math.inf, 1.0)),
 }
 
