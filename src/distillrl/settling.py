@@ -217,7 +217,7 @@ def enter_phase(setup: Setup, state: State, number: int) -> State:
     if getattr(state.student, "grown", False):
         return _enter_growing(setup, state, number)
     heads.add(state.student, wanted_heads(setup, state), setup.spec, generator(setup.config.seed, "heads"))
-    state.gradient = _learner(setup, state, number, f"learn{number}")
+    state.gradient = _learner(setup, state, number, f"learn{number}", phase.updates)
     state.committee = _committee(setup, state, number)
     state.dataset.keep = phase.keep
     state.dataset.sense = state.student.sense if senses.window_of(state.student) else None
@@ -225,14 +225,14 @@ def enter_phase(setup: Setup, state: State, number: int) -> State:
     return state
 
 
-def _learner(setup: Setup, state: State, number: int, name: str) -> learn.Gradient:
+def _learner(setup: Setup, state: State, number: int, name: str, updates: int) -> learn.Gradient:
     phase = setup.config.phase[number]
     return learn.Gradient(
         state.student,
         make_terms(setup, state, phase, number),
         lr=phase.lr,
         batch=phase.batch,
-        updates=phase.updates,
+        updates=updates,
         average=phase.average,
         train=phase.train,
         generator=generator(setup.config.seed, name),
@@ -240,7 +240,7 @@ def _learner(setup: Setup, state: State, number: int, name: str) -> learn.Gradie
 
 
 def _committee(setup: Setup, state: State, number: int) -> list[learn.Gradient]:
-    """Students like the first, each with weights of its own, where their disagreement is looked at."""
+    """Students like the first, each with weights of its own and half of its updates, where their disagreement is looked at."""
     phase, mine, seed = setup.config.phase[number], state.student, setup.config.seed
     members = []
     for i in range(phase.committee if phase.choose == "disagreement" else 0):
@@ -250,7 +250,7 @@ def _committee(setup: Setup, state: State, number: int) -> list[learn.Gradient]:
             student.sense = copy.deepcopy(mine.sense)
         own = replace(state, student=student)
         heads.add(student, wanted_heads(setup, own), setup.spec, generator(seed, f"member{i} heads"))
-        members.append(_learner(setup, own, number, f"member{i} learn{number}"))
+        members.append(_learner(setup, own, number, f"member{i} learn{number}", max(1, phase.updates // 2)))
     return members
 
 
