@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillrl.balancing import Balance
 from distillrl.dataset import NEXT, NEXT_MEMORY, Dataset
 from distillrl.errors import Failed, Misconfigured
 from distillrl.policies import as_words
@@ -67,7 +68,8 @@ class Gradient:
         theirs = {t.name: list(t.loss.own_parameters()) for t in terms if hasattr(t.loss, "own_parameters")}
         apart = {id(p) for parameters in theirs.values() for p in parameters}
         named = [(n, p) for n, p in student.named_parameters() if _trains(train, n)]
-        self._own = [p for _, p in named] + [p for m in modules for p in m.parameters() if id(p) not in apart]
+        self.balance = Balance({t.name: t.weight for t in terms})
+        self._own = [p for _, p in named] + [p for m in modules for p in m.parameters() if id(p) not in apart] + self.balance.parameters
         if not named:
             parts = sorted({n.split(".")[1] if n.startswith("training_heads.") else n.split(".")[0] for n, _ in student.named_parameters()})
             raise Misconfigured(f"train = {train!r} names no part of the student that learns; it has {', '.join(parts)}")
@@ -100,11 +102,14 @@ class Gradient:
             else:
                 batch = self._foreseen(self._draw(dataset, self.batch * (2 if self._remembers else 1), progress))
             prediction = self._predict(batch)
-            losses = _weighted(prediction, batch, weights)
+            losses = self._weighted(prediction, batch, weights)
             total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            if (penalty := self.balance.penalty({t.name: weight for t, weight in weights})) is not None:
+                total = total + penalty
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
             self.optimiser.step()
+            self.balance.hold()
             self._step_adversaries(prediction, batch)
             sums += torch.stack([x.detach() for x in losses])
             self._follow()
@@ -116,12 +121,12 @@ class Gradient:
         metrics = {f"term.{t.name}": float(m) for (t, _), m in zip(weights, means, strict=True)}
         if len(weights) > 1:
             metrics.update(self._shares(dataset, weights, progress))
-        return metrics
+        return metrics | self.balance.metrics()
 
     def try_out(self, batch: Batch, progress: Progress) -> None:
         """One forward and backward of every term, nothing stepped: a wrong combination fails here, with a sentence."""
         prediction = self._predict(batch)
-        losses = _weighted(prediction, self._foreseen(batch), [(t, t.weight(progress)) for t in self.terms])
+        losses = self._weighted(prediction, self._foreseen(batch), [(t, t.weight(progress)) for t in self.terms])
         torch.stack(losses).sum().backward()
         self.optimiser.zero_grad(set_to_none=True)
 
@@ -155,6 +160,9 @@ class Gradient:
         slow = None if self._target is None else self._target.act(obs, memory, None, self._wants)[0]
         return replace(batch, next=mine, next_target=slow)
 
+    def _weighted(self, prediction: Prediction, batch: Batch, weights: Sequence[tuple[Term, float]]) -> list[Tensor]:
+        return [weight * self.balance.factor(term.name) * _mean(term.loss(prediction, batch), batch.weight) for term, weight in weights]
+
     def _step_adversaries(self, prediction: Prediction, batch: Batch) -> None:
         for term in self.terms:
             if term.name in self._adversaries:
@@ -175,12 +183,14 @@ class Gradient:
 
     def _shares(self, dataset: Dataset, weights: Sequence[tuple[Term, float]], progress: Progress) -> dict[str, float]:
         batch = self._foreseen(self._draw(dataset, self.batch, progress))
-        losses = _weighted(self._predict(batch), batch, weights)
+        losses = self._weighted(self._predict(batch), batch, weights)
         norms = []
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         for loss in losses:
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if loss.requires_grad else []
             norms.append(float(torch.sqrt(sum((g.square().sum() for g in grads if g is not None), torch.zeros(())))))
+        now = {t.name: float(loss.detach()) / max(1e-12, weight * float(torch.as_tensor(self.balance.factor(t.name)).detach())) for (t, weight), loss in zip(weights, losses, strict=True)}
+        self.balance.after_round(now, {t.name: n for (t, _), n in zip(weights, norms, strict=True)})
         total = sum(norms) or 1.0
         return {f"share.{t.name}": n / total for (t, _), n in zip(weights, norms, strict=True)}
 
@@ -195,6 +205,7 @@ class Gradient:
             "adversaries": {name: optimiser.state_dict() for name, optimiser in self._adversaries.items()},
             "target": {} if self._target is None else self._target.state_dict(),
             "count": self.count,
+            "balance": self.balance.state_dict(),
             "generator": self.generator.get_state(),
             "generators": {t.name: g.get_state() for t in self.terms if (g := _generator(t)) is not None},
         }
@@ -215,6 +226,7 @@ class Gradient:
             if (drawn_from := _generator(term)) is not None:
                 drawn_from.set_state(state["generators"][term.name])
         self.count = state["count"]
+        self.balance.load_state_dict(state["balance"])
         self.generator.set_state(state["generator"])
 
 
@@ -225,10 +237,6 @@ def dominated(metrics: dict[str, float]) -> str | None:
         return None
     big, small = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
     return f"{big} outweighs {small} by more than {DOMINATES:.0f}:1 in the gradient; {small} teaches next to nothing"
-
-
-def _weighted(prediction: Prediction, batch: Batch, weights: Sequence[tuple[Term, float]]) -> list[Tensor]:
-    return [weight * _mean(term.loss(prediction, batch), batch.weight) for term, weight in weights]
 
 
 def _generator(term: Term) -> torch.Generator | None:

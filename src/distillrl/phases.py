@@ -25,7 +25,8 @@ def check(phases: tuple[Phase, ...]) -> None:
     for number, phase in enumerate(phases):
         try:
             for text in (phase.beta, phase.noise, phase.late):
-                weights.parse(text)
+                if "gradients" in weights.parse(text).reads:
+                    raise Misconfigured(f"schedule {text!r} balances terms against each other, which a driver has none of: a number or another schedule is right")
         except Misconfigured as error:
             raise Misconfigured(f"phase {number + 1}: {error}") from None
         if phase.choose != "all" and phase.rescue != "none":

@@ -8,6 +8,8 @@
     agreement(a, b)                       a where student and teacher never agree, b where they always do; 1, 0 by default
     error(a) or error(a, first)           a · the student's error in the last round, first until it is known: 1 − agreement, or for a box the
                                           root mean square of action differences in half ranges (DART's noise, Laskey 2017)
+    gradnorm or gradnorm(a, alpha)        a, times what holds this term's gradient in balance with those of the other gradnorm terms (balancing.py)
+    uncertainty or uncertainty(a)         a, times what the learner finds for it beside the other uncertainty terms (balancing.py)
     return_ratio(a) or return_ratio(a, t) a · max(1 − G_student / G_teacher, 0), until the share t of the run (QDagger, Agarwal 2022)
 
 linear, cosine and exponential run over the whole run's budget, or with ``over=ROUNDS`` over so many rounds, and then stay.
@@ -86,7 +88,7 @@ def parse(text: str | float) -> Schedule:
     words = str(text).strip()
     if (number := _number(words)) is not None:
         return Schedule("constant", (number,))
-    match = re.fullmatch(r"(\w+)\s*\(([^()]*)\)", words)
+    match = re.fullmatch(r"(\w+)\s*\(([^()]*)\)", f"{words}()" if words in KINDS and not KINDS[words].fewest else words)
     if match is None:
         raise Misconfigured(f"schedule {words!r}: a number or one of {_examples()} is right{_near(words)}")
     kind, inside = match.groups()
@@ -193,6 +195,8 @@ KINDS: dict[str, _Kind] = {
     "power": _Kind(("ratio", "first"), _power, (1.0,), reads=frozenset({"round"}), most=(1.0, math.inf)),
     "agreement": _Kind(("apart", "agreed"), _agreement, (1.0, 0.0), reads=frozenset({"agreement"})),
     "error": _Kind(("scale", "first"), _error, (0.2,), reads=frozenset({"error"}), most=(math.inf, 1.0)),
+    "gradnorm": _Kind(("first", "alpha"), _constant, (1.0, 1.5), reads=frozenset({"gradients"})),
+    "uncertainty": _Kind(("first",), _constant, (1.0,), reads=frozenset({"gradients"})),
     "return_ratio": _Kind(("first", "until"), _return_ratio, (1.0, 1.0), reads=frozenset({"returns"}), most=(math.inf, 1.0)),
 }
 
