@@ -46,7 +46,7 @@ def test_uncertainty_comes_to_half_of_the_inverse_loss():
     assert list(balance.metrics().values()) == pytest.approx([10, 0.1], rel=0.02)
     balance.log_variance["t0"].data.fill_(-99)
     balance.hold()
-    assert float(balance.factor("t0")) == pytest.approx(BOUND)
+    assert balance.metrics()["weight.t0"] == pytest.approx(BOUND)
     other = of("uncertainty", "uncertainty")
     other.load_state_dict(balance.state_dict())
     assert float(other.factor("t0")) == pytest.approx(BOUND)
