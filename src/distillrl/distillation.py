@@ -35,17 +35,15 @@ from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
 from distillrl.errors import DistillError, Failed
-from distillrl.policies import ACTION, Player, Policy, acting_parameters, agreement, distance
-from distillrl.records import Progress, Rollout, over_states
+from distillrl.policies import Player, acting_parameters
+from distillrl.records import Progress, Rollout
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
-from distillrl.senses import Normalise, window_of
+from distillrl.senses import Normalise
 from distillrl.settling import Setup, State, all_wants, asks_teacher, enter_phase, label_wants, settle
 from distillrl.states import Drive, stakes
 
 Show = Callable[[Mapping[str, Any]], None]
-AGREEMENT_STATES = 1024
-"""States whose agreement is measured at once."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         if state.progress.round == 0 and bool(rollout.labelled.all()):
             state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
         state.dataset.append(rollout)
-        compared, explained = _compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
+        compared, explained = phases.compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
         count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
         state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=setup.config.env_steps)
         learnt = state.gradient.learn(state.dataset, state.progress)
@@ -273,38 +271,6 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
     if moments:
         state.student.sense = state.student.sense.with_step(Normalise.from_moments(moments))
         enter_phase(setup, state, state.progress.phase)
-
-
-@torch.inference_mode()
-def _compared(student: Policy, rollout: Rollout, dataset: Dataset) -> dict[str, float]:
-    """``agreement``, the share of the round's labelled states, the rollout just appended, in which student (as it was) and teacher choose the
-    same, and ``error``: 1 minus it, or for a box how far apart their actions are (policies.distance, its root mean square).
-
-    Empty without labels. A student that remembers without bound goes through the rollout in order, from the memory that it began with.
-    """
-    asked = (rollout.valid & rollout.labelled).flatten()
-    if rollout.teacher is None or not bool(asked.any()):
-        return {}
-    if window_of(student) is None:
-        prediction, _ = student.act({k: v[:-1] for k, v in rollout.obs.items()}, dict(rollout.memory), rollout.starts, ACTION)
-        return _figures([agreement(prediction, rollout.teacher).flatten()], [distance(prediction, rollout.teacher)], asked)
-    length, slots = rollout.valid.shape
-    label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
-    first, same, apart = (dataset.steps - length) * slots, list[torch.Tensor](), list[Any]()
-    for part in torch.arange(length * slots).split(AGREEMENT_STATES):
-        obs = {k: v[:-1].flatten(0, 1)[part] for k, v in rollout.obs.items()}
-        memory = dataset.remembered(first + part)
-        prediction, _ = student.act(obs, memory, rollout.starts.flatten()[part] if memory else None, ACTION)
-        theirs = over_states(lambda x, part=part: x[part], label)
-        same.append(agreement(prediction, theirs))
-        apart.append(distance(prediction, theirs))
-    return _figures(same, apart, asked)
-
-
-def _figures(same: list[torch.Tensor], apart: list[Any], asked: torch.Tensor) -> dict[str, float]:
-    share = float(torch.cat(same)[asked].float().mean())
-    error = 1 - share if apart[0] is None else float(torch.cat([x.flatten() for x in apart])[asked].square().mean().sqrt())
-    return {"agreement": round(share, 4), "error": round(error, 4)}
 
 
 # ── selecting ─────────────────────────────────────────────────────────────────────────────────────────────────────

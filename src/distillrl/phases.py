@@ -6,16 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distillrl import config as configuration
 from distillrl import weights
 from distillrl.config import Phase
+from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured, Missing
-from distillrl.records import Progress, Rollout
+from distillrl.policies import ACTION, Policy, agreement, distance
+from distillrl.records import Progress, Rollout, over_states
 from distillrl.rescuing import Rescue
+from distillrl.senses import window_of
 from distillrl.states import Who
 
+AGREEMENT_STATES = 1024
+"""States whose agreement is measured at once."""
 CRITIC = frozenset({"extra.return", "extra.advantage"})
 """What a term wants where there is a critic whose explained variance can be told."""
 
@@ -94,6 +100,38 @@ def driver_wants(phase: Phase, teacher_gives: frozenset[str]) -> frozenset[str]:
     if not found:
         raise Missing(f"rescue by value needs `value` or `q`, but this teacher gives only {' and '.join(f'`{g}`' for g in sorted(teacher_gives))}; rescue by agreement would do")
     return frozenset({f"teacher.{found[0]}"})
+
+
+@torch.inference_mode()
+def compared(student: Policy, rollout: Rollout, dataset: Dataset) -> dict[str, float]:
+    """``agreement``, the share of the round's labelled states, the rollout just appended, in which student (as it was) and teacher choose the
+    same, and ``error``: 1 minus it, or for a box how far apart their actions are (policies.distance, its root mean square).
+
+    Empty without labels. A student that remembers without bound goes through the rollout in order, from the memory that it began with.
+    """
+    asked = (rollout.valid & rollout.labelled).flatten()
+    if rollout.teacher is None or not bool(asked.any()):
+        return {}
+    if window_of(student) is None:
+        prediction, _ = student.act({k: v[:-1] for k, v in rollout.obs.items()}, dict(rollout.memory), rollout.starts, ACTION)
+        return _figures([agreement(prediction, rollout.teacher).flatten()], [distance(prediction, rollout.teacher)], asked)
+    length, slots = rollout.valid.shape
+    label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
+    first, same, apart = (dataset.steps - length) * slots, list[Tensor](), list[Any]()
+    for part in torch.arange(length * slots).split(AGREEMENT_STATES):
+        obs = {k: v[:-1].flatten(0, 1)[part] for k, v in rollout.obs.items()}
+        memory = dataset.remembered(first + part)
+        prediction, _ = student.act(obs, memory, rollout.starts.flatten()[part] if memory else None, ACTION)
+        theirs = over_states(lambda x, part=part: x[part], label)
+        same.append(agreement(prediction, theirs))
+        apart.append(distance(prediction, theirs))
+    return _figures(same, apart, asked)
+
+
+def _figures(same: list[Tensor], apart: list[Any], asked: Tensor) -> dict[str, float]:
+    share = float(torch.cat(same)[asked].float().mean())
+    error = 1 - share if apart[0] is None else float(torch.cat([x.flatten() for x in apart])[asked].square().mean().sqrt())
+    return {"agreement": round(share, 4), "error": round(error, 4)}
 
 
 def at(progress: Progress, phase_round: int) -> Progress:
