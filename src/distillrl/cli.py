@@ -395,6 +395,46 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
 
 
 @main.command(context_settings=_CONTEXT)
+@click.argument("teacher")
+@click.option("--retention", type=float, default=0.99, show_default=True, help="What the lower end of the interval must reach.")
+@click.option("--sizes", help="Students in distill's words, such as 'mlp:8, mlp:16x16, tree:leaves=16'.  [default: twelve MLPs up to 64x64]")
+@click.option("--max-parameters", type=click.IntRange(1), help="At most so many parameters.")
+@click.option("--max-bytes", help="At most such a file: 4096, 8kB, 2KiB.")
+@click.option("--max-latency", help="At most so long for one state: 20us, 0.5ms, 800ns.")
+@click.option("--latency-of", default="python", show_default=True, help="What runs it there: python (the numpy file), compiled (C from Python) or torch.")
+@click.option("--episodes", type=click.IntRange(2), default=400, show_default=True, help="Played at most to decide on one size.")
+@_with(_ENV_OPTIONS)
+@_with(_TEACHER_OPTIONS)
+@_with(_STEP_OPTIONS)
+@click.option("--see", help="What the students see, as in distill.")
+def search(teacher: str, retention: float, sizes: str | None, max_parameters: int | None, max_bytes: str | None, max_latency: str | None, latency_of: str, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
+    r"""Find the smallest student of TEACHER that holds its return: all sizes learn at once, and race.
+
+    \b
+    distillrl search teacher.zip --env LunarLander-v3 --retention 0.97 --max-latency 20us
+    distillrl search teacher.zip --env CartPole-v1 --sizes 'mlp:, mlp:4, tree:leaves=8' --max-parameters 100
+
+    Exit code 0: a size passed; 1: none did; 2: something was wrong, in a sentence.
+    """
+    from distillrl import limits
+    from distillrl.console import Display, print_verdict
+    from distillrl.search import search as work
+    from distillrl.search import sentences
+
+    within = limits.Limits(max_parameters, limits.size(max_bytes) if max_bytes is not None else None, limits.duration(max_latency) if max_latency is not None else None, latency_of)
+    settled = configuration.with_changes(configuration.Config(env_steps=150_000), {"format": format_, **{k: v for k, v in flags.items() if k != "env"}})
+    with Display(quiet) as display:
+        found = work(teacher, flags["env"], retention=retention, sizes=limits.words(sizes) if sizes is not None else None, limits=within, episodes=episodes, out=out, config=settled, show=display)
+    if found.policy is not None:
+        print_verdict(found.verdict)
+        click.echo(f"student: {found.folder / 'student.safetensors'}")
+    click.echo(f"frontier: {found.folder / 'frontier.json'}")
+    for sentence in sentences(found):
+        click.echo(sentence, err=not found.reached)
+    return 0 if found.reached else 1
+
+
+@main.command(context_settings=_CONTEXT)
 @click.argument("policy")
 @click.option("--to", "target", required=True, help="onnx, c, c-int8, compiled, js, python or torch.")
 @click.option("--out", default="exported", show_default=True, help="The folder that is written.")

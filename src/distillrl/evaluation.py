@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,13 @@ def play(
     sampled: bool = False,
     generator: torch.Generator | None = None,
     shadow: Policy | None = None,
+    tell: Callable[[np.ndarray], None] | None = None,
 ) -> Episodes:
     """Play ``episodes`` whole episodes, number i on ``seeds(i)``, so that policies can be compared in pairs.
 
     All of them are played to their end, whichever slot takes which: to stop at so many that have ended would count the
-    short ones too often. ``shadow`` is asked too, at every state, whether it would have done the same. Raises Failed for an episode without end.
+    short ones too often. ``shadow`` is asked too, at every state, whether it would have done the same; ``tell`` is told, before the policy
+    is asked, the number of each slot's episode. Raises Failed for an episode without end.
     """
     began = time.perf_counter()
     options = envs.shown(options, policy, shadow)
@@ -96,12 +98,12 @@ def play(
     vector = envs.make(options, n, seeds, episodes)
     try:
         with torch.inference_mode():
-            return _play(policy, vector, episodes, sampled, generator, shadow, began)
+            return _play(policy, vector, episodes, sampled, generator, shadow, began, tell)
     finally:
         vector.close()
 
 
-def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, generator: torch.Generator | None, shadow: Policy | None, began: float) -> Episodes:
+def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, generator: torch.Generator | None, shadow: Policy | None, began: float, tell: Callable[[np.ndarray], None] | None = None) -> Episodes:
     n, spec = vector.n, vector.spec
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     index = np.arange(n)
@@ -114,6 +116,8 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     alike = n > 1 and all(bool((x[1:] == x[:1]).all()) for x in obs.values())
     while bool((playing := index < episodes).any()):
         begin = torch.from_numpy(starts)
+        if tell is not None:
+            tell(index)
         prediction, memory = policy.act(obs, memory, begin, ACTION)
         counted = playing & ~ended
         if shadow is not None:

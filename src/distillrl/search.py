@@ -1,0 +1,306 @@
+"""``search``: the smallest student that holds its teacher's return, by the interval; all sizes learn at once from the same labels.
+
+One pass of the environments and of the teacher feeds all of them (cohort.py). They race (racing.py): who is surely worse leaves, and once one holds
+the aim all larger ones leave, so that what is left of the budget is for the smaller. The winner has a verdict on fresh episodes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import distillrl
+from distillrl import artifact, envs, evaluation, frontier, racing, students, weights
+from distillrl import config as configuration
+from distillrl.cohort import Cohort, seated
+from distillrl.config import Config
+from distillrl.distillation import provenance
+from distillrl.envs import Seeds
+from distillrl.errors import Misconfigured, Missing
+from distillrl.limits import SIZES, Limits, cost, fitting
+from distillrl.policies import Player
+from distillrl.racing import Entry
+from distillrl.records import Progress, Rollout
+from distillrl.retaining import Finding, Referee
+from distillrl.runs import Folder
+from distillrl.selecting import spent_budget
+from distillrl.senses import Normalise
+from distillrl.settling import Setup, State, all_wants, begin, generator, label_wants, settle
+from distillrl.states import Who
+
+Show = Callable[[Mapping[str, Any]], None]
+VERDICT_EPISODES = 100
+CLOSELY = 100
+"""Episodes at most to decide whether one holds while others still learn; at the end there are more."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gave: the run folder of the winner (None where no size passed), every size as it was last measured, the verdict."""
+
+    folder: Path
+    policy: Player | None
+    frontier: tuple[Mapping[str, Any], ...]
+    verdict: Mapping[str, Any]
+    reached: bool
+
+
+@dataclass
+class _Race:
+    """Where a search stands."""
+
+    setup: Setup
+    state: State
+    entries: list[Entry]
+    cohort: Cohort
+    referee: Referee
+    folder: Folder
+    show: Show
+    next_look: int = racing.FIRST
+    looking: float = 0.0
+    order: list[Entry] = field(default_factory=list)
+    """The entries in the order of the cohort's students."""
+
+
+def search(
+    teacher: Any = None,
+    env: Any = None,
+    *,
+    retention: float = 0.99,
+    sizes: tuple[str, ...] | None = None,
+    limits: Limits | None = None,
+    episodes: int = 400,
+    out: str | Path | None = None,
+    config: Config | None = None,
+    show: Show | None = None,
+) -> Found:
+    """Find the smallest student whose retention's interval lies above ``retention``, within the limits.
+
+    ``sizes``: students in ``distill``'s words; by default twelve MLPs. ``episodes``: played at most to decide on one. ``config``: seed, budget
+    and method as in ``distill``. Raises Misconfigured, Missing or Failed; writes the winner as a run folder, with frontier.json and pictures.
+    """
+    if not 0 < retention <= 2:
+        raise Misconfigured(f"search --retention {retention}: a share of the teacher's return above random play is right, such as 0.99")
+    given = sizes or tuple(w.strip() for w in SIZES.split(","))
+    for word in given:
+        students.check(word)
+    base = configuration.with_changes(config or Config(env_steps=150_000), {"teacher": str(teacher) if isinstance(teacher, str | Path) else None, "env": env if isinstance(env, str) else None})
+    setup = settle(replace(base, student=given[-1], until=f"retention={retention}"), teacher, env)
+    before = torch.get_num_threads()
+    torch.set_num_threads(setup.config.threads)
+    try:
+        return _search(setup, given, retention, limits or Limits(), episodes, out, show or _nothing)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _nothing(metrics: Mapping[str, Any]) -> None:
+    """Show nothing."""
+
+
+def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, episodes: int, out: str | Path | None, show: Show) -> Found:
+    began = time.perf_counter()
+    if len(setup.config.phase) > 1:
+        raise Misconfigured(f"search trains by one phase, but the method {setup.config.method} has {len(setup.config.phase)}: dagger and on-policy have one")
+    state = begin(setup)
+    try:
+        if any(w.startswith("extra.") for w in all_wants(tuple(state.gradient.terms))):
+            raise Misconfigured(f"search trains by imitation: the method {setup.config.method} has terms on reward")
+        entries = _entered(setup, state, words, limits)
+        folder = Folder.create(out, f"search-{envs.name_of(setup.options)}")
+        referee = Referee(setup.options, setup.spec, setup.teacher, setup.config.seed, aim, episodes)
+        learning = [e for e in entries if e.racing]
+        race = _Race(setup, state, entries, seated(setup, state, [e.policy for e in learning]), referee, folder, show)
+        _reorder(race)
+        _run(race)
+    finally:
+        state.drive.vector.close()
+    return _close(race, limits, began)
+
+
+def _entered(setup: Setup, state: State, words: tuple[str, ...], limits: Limits) -> list[Entry]:
+    """An untrained student of each size, with what it costs; those beyond the limits don't begin."""
+    head = getattr(getattr(state.student, "head", None), "kind", None)
+    entries = []
+    for word in words:
+        policy = students.make(word, setup.spec, generator(setup.config.seed, "student"), None if students.grown(word) else head, setup.config.see)
+        header = {**policy.header(), "provenance": provenance(setup, setup.config, 0)}
+        entries.append(Entry(word, policy, cost(policy, header, limits.measured_as, limits.latency is not None)))
+    for word, why in fitting({e.word: e.cost for e in entries}, limits).items():
+        next(e for e in entries if e.word == word).left = f"over the limit: {why}"
+    return entries
+
+
+def _reorder(race: _Race) -> None:
+    """Find each entry's place in the cohort."""
+    by_policy = {id(e.policy): e for e in race.entries}
+    race.order = [by_policy[id(p)] for p in race.cohort.members]
+    race.state.drive.memory["student"] = race.cohort.init(race.state.drive.n)
+
+
+def _run(race: _Race) -> None:
+    state, config = race.state, race.setup.config
+    began = time.perf_counter()
+    while any(e.racing for e in race.entries):
+        _round(race)
+        state.seconds = time.perf_counter() - began
+        over = spent_budget(config, state)
+        if over or state.progress.env_steps >= race.next_look:
+            looked = time.perf_counter()
+            _look(race, bool(over))
+            race.looking += time.perf_counter() - looked
+            race.next_look = max(2 * race.next_look, state.progress.env_steps + 1)
+        state.progress = replace(state.progress, round=state.progress.round + 1)
+        if over:
+            state.ended = over
+            return
+    state.ended = "aim" if any(e.passed for e in race.entries) else "none left"
+
+
+def _round(race: _Race) -> None:
+    """Drive, label, and let everyone learn."""
+    setup, state = race.setup, race.state
+    phase, drive, config = setup.config.phase[0], state.drive, setup.config
+    if drive.due():
+        drive.reseed(setup.teacher, race.cohort)
+    room = config.env_steps - state.progress.env_steps
+    room = room if config.labels is None else min(room, config.labels - state.progress.labels)
+    steps = max(1, min(phase.first if state.progress.round == 0 else phase.steps, room // drive.n))
+    began = time.perf_counter()
+    race.cohort.drive(drive.n)
+    with torch.inference_mode():
+        who = Who(weights.parse(phase.beta)(state.progress), phase.by, False, weights.parse(phase.noise)(state.progress))
+        rollout = drive.collect(steps, who, setup.teacher, race.cohort, label_wants(setup, state), setup.seen)
+    if state.progress.round == 0 and config.init is None:
+        _normalise(race, rollout)
+    collected = time.perf_counter()
+    state.dataset.append(rollout)
+    count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
+    state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=config.env_steps)
+    found: dict[str, float] = {}
+    for learner in race.cohort.learners:
+        found |= learner.learn(state.dataset, state.progress)
+    row: dict[str, float] = {"round": state.progress.round, "env_steps": state.progress.env_steps, "labels": state.progress.labels, "students": len(race.order)}
+    row |= {"steps_per_second": round(count / max(1e-9, collected - began), 1), "learn_seconds": round(time.perf_counter() - collected, 4), **found}
+    race.folder.log(row)
+
+
+def _normalise(race: _Race, rollout: Rollout) -> None:
+    """All see through one normaliser, measured on the first rollout."""
+    changed = False
+    for entry in race.order:
+        moments = students.moments(entry.policy, rollout)
+        if moments:
+            entry.policy.sense = entry.policy.sense.with_step(Normalise.from_moments(moments))
+            changed = True
+    if changed:
+        turn = race.cohort.turn
+        race.cohort = seated(race.setup, race.state, [e.policy for e in race.order])
+        race.cohort.turn = turn
+        _reorder(race)
+
+
+def _look(race: _Race, last: bool) -> None:
+    """Let all of them play the same episodes side by side, and see who goes on."""
+    setup, referee = race.setup, race.referee
+    racers = race.cohort.settled()
+    count = racing.episodes_of(len(racers))
+    played = evaluation.play(race.cohort, setup.options, count * len(racers), Seeds(setup.config.seed, "race", share=len(racers)), tell=race.cohort.own)
+    returns = played.returns.reshape(count, len(racers)).T
+    race.state.evaluation_steps += played.steps
+    for entry, mine, policy in zip(race.order, returns, racers, strict=True):
+        _note(race, entry, referee.finding(np.ascontiguousarray(mine)), policy)
+    policies = {id(e): p for e, p in zip(race.order, racers, strict=True)}
+    most, referee.most = referee.most, referee.most if last else min(referee.most, CLOSELY)
+    for entry in racing.promising(race.entries, referee.aim):
+        found = referee.judge(policies[id(entry)])
+        _note(race, entry, found, policies[id(entry)])
+        if found.held:
+            entry.passed = True
+            race.show({"note": f"{entry.word} holds: {found}, {entry.cost['parameters']:,} parameters"})
+            break
+    referee.most = most
+    for entry in racing.outgrown(race.entries):
+        entry.left = "a smaller one holds"
+    for entry in [] if last else racing.beaten(race.entries, referee.aim):
+        entry.left = "surely worse"
+    gone = {k for k, e in enumerate(race.order) if not e.racing}
+    race.show({"note": f"{race.state.progress.env_steps:,} steps: " + ", ".join(f"{e.word} {e.found.retention.value:.0%}" for e in race.order if e.found is not None)})
+    if gone and len(gone) < len(race.order):
+        race.cohort.without(gone)
+        _reorder(race)
+
+
+def _note(race: _Race, entry: Entry, found: Finding, policy: Any) -> None:
+    entry.found = found
+    entry.saved = ({**policy.header()}, {k: v.clone() for k, v in policy.artifact_tensors().items()})
+    entry.history.append({"env_steps": race.state.progress.env_steps, "round": race.state.progress.round, **found.to_json()})
+
+
+def _close(race: _Race, limits: Limits, began: float) -> Found:
+    """The smallest that passed, as a run folder with its verdict; the frontier beside it."""
+    rows = tuple(_row(e) for e in sorted(race.entries, key=lambda e: e.order))
+    winner = min((e for e in race.entries if e.passed), key=lambda e: e.order, default=None)
+    work = time.perf_counter() - began
+    data = {"aim": race.referee.aim, "winner": winner.word if winner else None, "limits": {k: getattr(limits, k) for k in ("parameters", "bytes", "latency", "measured_as")}, "sizes": rows}
+    artifact.write_bytes(race.folder.path / "frontier.json", (json.dumps(data, indent=1) + "\n").encode())
+    try:
+        frontier.draw(data, race.folder.path)
+    except Missing as missing:
+        race.show({"note": str(missing)})
+    if winner is None:
+        return Found(race.folder.path, None, rows, {}, False)
+    assert winner.saved is not None
+    setup, config = race.setup, replace(race.setup.config, student=winner.word)
+    header, tensors = winner.saved
+    artifact.save(race.folder.student, {**header, "provenance": provenance(setup, config, winner.history[-1]["round"])}, tensors)
+    race.folder.write_config(config)
+    student = students.build(*artifact.load(race.folder.student))
+    size = race.folder.student.stat().st_size
+    measured = evaluation.verdict(setup.options, setup.spec, VERDICT_EPISODES, config.seed, student=student, teacher=setup.teacher, sizes={"student": size, "teacher": setup.teacher_bytes})
+    progress: Progress = race.state.progress
+    verdict = {
+        "method": f"search by {config.method}",
+        "seed": config.seed,
+        "env": envs.name_of(setup.options),
+        "student_family": winner.word,
+        "env_steps": progress.env_steps,
+        "teacher_labels": progress.labels,
+        "rounds": progress.round,
+        "kept_round": winner.history[-1]["round"],
+        "ended_by": race.state.ended,
+        "until": config.until,
+        "reached": True,
+        "seconds": {"work": round(work - race.looking, 4), "selecting": round(race.looking, 4), "with_imports": round(time.perf_counter() - distillrl.STARTED, 4)},
+        "selecting_steps": race.state.evaluation_steps + race.referee.steps,
+        "search": {"sizes": len(race.entries), **_row(winner)},
+        **measured,
+    }
+    race.folder.write_verdict(verdict)
+    return Found(race.folder.path, Player(student), rows, verdict, True)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    found = entry.found.to_json() if entry.found is not None else {"retention": None, "episodes": 0, "return": None, "held": None}
+    return {"student": entry.word, **entry.cost, **found, "passed": entry.passed, "left": entry.left, "history": entry.history}
+
+
+def sentences(found: Found) -> list[str]:
+    """What came of it, in words."""
+    if found.policy is not None:
+        row = next(r for r in found.frontier if r["student"] == found.verdict["student_family"])
+        r = row["retention"]
+        return [f"{row['student']} is the smallest that holds: {row['parameters']:,} parameters, {r['value']:.1%} of the teacher's return ({r['low']:.1%} to {r['high']:.1%}, {row['episodes']} episodes)."]
+    measured = [r for r in found.frontier if r["retention"] is not None]
+    if not measured:
+        return ["No size was measured: the budget ended before the first look."]
+    best = max(measured, key=lambda r: r["retention"]["value"])
+    r = best["retention"]
+    return [f"No size holds it by its interval; the best is {best['student']} with {r['value']:.1%} ({r['low']:.1%} to {r['high']:.1%}, {best['episodes']} episodes). Give more --env-steps, larger --sizes, or --episodes."]
