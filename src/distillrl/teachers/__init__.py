@@ -97,7 +97,7 @@ def load(source: Any, options: Options = Options(), spec: Spec | None = None) ->
     ``teachers.live`` for what they may take and give). Raises Failed where a file is damaged, hostile or no teacher,
     Misconfigured where the options don't fit.
     """
-    if isinstance(source, (list, tuple)):
+    if isinstance(source, (list, tuple)) and not _is_pair(source):
         from distillrl.teachers import many
 
         one = replace(options, combine=None, dispatch=None)
@@ -131,6 +131,13 @@ def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
     from distillrl.teachers import live
 
     return live.load(source, options, spec)
+
+
+def _is_pair(source: Any) -> bool:
+    """Whether it is flax's pair of a module and its parameters, and not two teachers."""
+    from distillrl.teachers import libraries
+
+    return libraries.is_flax(source)
 
 
 def digest(source: Any) -> str | None:

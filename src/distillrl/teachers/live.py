@@ -41,13 +41,17 @@ TRIED = 2
 
 def load(source: Any, options: Options, spec: Spec | None) -> Any:
     """A policy of a live object; raises Misconfigured where it is none, or where ``spec`` is needed and not given."""
+    from distillrl.teachers import libraries
+
+    if (found := libraries.load(source, options, spec)) is not None:
+        return found
     if _is_sb3(source):
         from distillrl.teachers import sb3live
 
         return sb3live.load(source, options)
     if not callable(source):
         raise Misconfigured(
-            f"a {type(source).__name__} is no teacher; a path, an nn.Module, a function of a batch of observations, a loaded stable-baselines3 model or a policy is right"
+            f"a {type(source).__name__} is no teacher; a path, an nn.Module, a function of a batch of observations, a loaded model of stable-baselines3, d3rlpy, RLlib, Tianshou, skrl or flax, or a policy is right"
         )
     if spec is None:
         raise Missing(f"a {_kind(source)} doesn't say what it sees and does: give the environment's spec with it, load(source, options, spec)")
