@@ -274,8 +274,8 @@ def main() -> None:
             print(f"{case.env} is left out: {error}{'; pip install minatar' if 'minatar' in str(error) else ''}", file=sys.stderr)
     if not plans:
         raise SystemExit("no teacher was found, so there is nothing to measure")
-    order = ("teacher", "distilled", "scratch", "scratch10")
-    jobs = [plan.jobs[who][i] for plan in plans for i in range(len(seeds)) for who in order]
+    first = [plan.jobs[who][i] for plan in plans for i in range(len(seeds)) for who in ("teacher", "distilled", "scratch")]
+    jobs = first + [job for plan in plans for job in plan.jobs["scratch10"]]  # the dearest last
     missing = run(cells, jobs, workers=given.workers, seconds=given.seconds, fresh=given.fresh)
     seen = [look(cells, made) for made in plans]
     text = heading(seen, cells, seeds) + "\n" + table(seen) + "\n\n## Where distilling does not help\n\n" + no_help(seen)

@@ -202,7 +202,8 @@ def table(cells: Cells, plans: Sequence[Plan]) -> str:
         gap = None if name == "auto" else against_auto(cells, plans, name)
         if gap is not None and gap.low > 0 and gap.value > MARGIN:
             better.append(f"`{name}` (+{gap.value:.1f})")
-        said = "" if gap is None else "the same phases" if gap.value == gap.low == gap.high == 0 else f"{gap.value:+.1f} ({gap.low:+.1f} … {gap.high:+.1f})"
+        same = all(name in p.methods and "auto" in p.methods and p.methods[name][0][1]["phases"] == p.methods["auto"][0][1]["phases"] for p in plans)
+        said = "" if gap is None else "the same" if same else f"{gap.value:+.1f} ({gap.low:+.1f} … {gap.high:+.1f})"
         lines.append(f"| `{name}` | " + " | ".join(entry(cells, p, name) for p in plans) + f" | {said} |")
     verdict = (
         f"**{', '.join(better)} beat `auto` by more than {MARGIN:g} points with an interval above 0.**"
