@@ -28,6 +28,8 @@ FIRST_SEED = 101
 AIM = 0.95
 MARGIN = 2.0
 """Points by which a method must beat `auto` to take its place."""
+ENOUGH = 3
+"""Seeds below which a method is not compared."""
 TREE = "tree:leaves=128"
 RESAMPLES = 10_000
 
@@ -188,7 +190,7 @@ def against_auto(cells: Cells, plans: Sequence[Plan], name: str) -> Any:
         if name in made.methods and "auto" in made.methods:
             mine, theirs = retentions(cells, made, name), retentions(cells, made, "auto")
             pairs = [100 * (mine[s] - theirs[s]) for s in mine if s in theirs]
-            if len(pairs) > 1:
+            if len(pairs) >= ENOUGH:
                 strata.append(pairs)
     return stats.statistic_interval(strata, stats.mean, 0, resamples=RESAMPLES) if strata else None
 
@@ -205,10 +207,12 @@ def table(cells: Cells, plans: Sequence[Plan]) -> str:
         same = all(name in p.methods and "auto" in p.methods and p.methods[name][0][1]["phases"] == p.methods["auto"][0][1]["phases"] for p in plans)
         said = "" if gap is None else "the same" if same else f"{gap.value:+.1f} ({gap.low:+.1f} … {gap.high:+.1f})"
         lines.append(f"| `{name}` | " + " | ".join(entry(cells, p, name) for p in plans) + f" | {said} |")
+    if all(against_auto(cells, plans, name) is None for name in names if name != "auto"):
+        return "\n".join([*lines, "", f"Too few seeds so far to compare methods: {ENOUGH} of one environment are needed."])
     verdict = (
         f"**{', '.join(better)} beat `auto` by more than {MARGIN:g} points with an interval above 0.**"
         if better
-        else f"No method beats `auto` by more than {MARGIN:g} points with an interval above 0 (no correction for comparing many; it would only widen them)."
+        else f"No method beats `auto` by more than {MARGIN:g} points with an interval above 0, as far as they were compared (no correction for comparing many, which would only widen the intervals)."
     )
     return "\n".join([*lines, "", verdict])
 
