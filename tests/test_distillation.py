@@ -105,6 +105,8 @@ def gaussian_teacher():
 def test_a_student_scatters_as_its_teacher_or_not_at_all(tmp_path):
     gaussian = run(tmp_path, "box", name="a", teacher=gaussian_teacher(), until="none", env_steps=4000)
     assert gaussian.policy.policy.log_std.exp().item() == pytest.approx(0.3, rel=0.05)
+    lines = (gaussian.folder / "metrics.jsonl").read_text()
+    assert "warning" not in lines, "the two terms share no parameter: neither outweighs the other"
     sure = run(tmp_path, "box", name="b", until="none", env_steps=700)
     assert "distribution" not in sure.policy.policy.gives
     assert sure.verdict["student"]["return_sampled"] is None

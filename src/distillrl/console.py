@@ -21,6 +21,7 @@ class Display:
         self.terminal = sys.stderr.isatty() and not quiet
         self.last_return: float | None = None
         self.rounds = 0
+        self.said: set[str] = set()
 
     def __enter__(self) -> Display:
         if self.terminal:
@@ -38,7 +39,8 @@ class Display:
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """A round's metrics, or {"note": sentence}."""
         for key in ("note", "warning"):
-            if key in metrics:
+            if key in metrics and metrics[key] not in self.said:  # a warning that holds for many rounds is given once
+                self.said.add(metrics[key])
                 self._say(f"{key}: {metrics[key]}")
         if "round" not in metrics or self.quiet:
             return

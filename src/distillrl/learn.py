@@ -182,17 +182,21 @@ class Gradient:
         torch._foreach_lerp_(self._slow, self._fast, 1 - decay)
 
     def _shares(self, dataset: Dataset, weights: Sequence[tuple[Term, float]], progress: Progress) -> dict[str, float]:
+        """Each term's share of the gradient; one that shares no parameter with another competes with none, and has no share."""
         batch = self._foreseen(self._draw(dataset, self.batch, progress))
         losses = self._weighted(self._predict(batch), batch, weights)
-        norms = []
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        for loss in losses:
+        norms: dict[str, float] = {}
+        touched: dict[str, set[int]] = {}
+        for (term, _), loss in zip(weights, losses, strict=True):
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if loss.requires_grad else []
-            norms.append(float(torch.sqrt(sum((g.square().sum() for g in grads if g is not None), torch.zeros(())))))
+            norms[term.name] = float(torch.sqrt(sum((g.square().sum() for g in grads if g is not None), torch.zeros(()))))
+            touched[term.name] = {i for i, g in enumerate(grads) if g is not None}
         now = {t.name: float(loss.detach()) / max(1e-12, weight * float(torch.as_tensor(self.balance.factor(t.name)).detach())) for (t, weight), loss in zip(weights, losses, strict=True)}
-        self.balance.after_round(now, {t.name: n for (t, _), n in zip(weights, norms, strict=True)})
-        total = sum(norms) or 1.0
-        return {f"share.{t.name}": n / total for (t, _), n in zip(weights, norms, strict=True)}
+        self.balance.after_round(now, norms)
+        together = [name for name, mine in touched.items() if any(mine & theirs for other, theirs in touched.items() if other != name)]
+        total = sum(norms[name] for name in together) or 1.0
+        return {f"share.{name}": norms[name] / total for name in together}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next round depends on."""
