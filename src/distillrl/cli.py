@@ -111,6 +111,7 @@ def _with(options: list[Any]) -> Any:
 @click.option("--memory", help="What the states may take of it, such as 4GB; more goes to files in the run folder.  [default: half of what is free]")
 @click.option("--device", help="cpu, cuda, …")
 @click.option("--finetune", is_flag=True, default=None, help="After distilling go on by the reward alone: the critic first, then PPO.")
+@click.option("--inherit", help="Start from the weights of 'teacher', or of a network's file: neurons chosen where the student has fewer, repeated where more.")
 @click.option("--init", help="Begin from this student.")
 @click.option("--out", help="The run folder.  [default: runs/ENVIRONMENT-TIME]")
 @click.option("--config", "config_file", help="A config.toml; flags override it.")

@@ -121,6 +121,8 @@ class Config:
     memory: str | None = None
     """What the states may take of it, such as "4GB", half of what is free by default; more goes to files in the run folder."""
     init: str | None = None
+    inherit: str | None = None
+    """A network whose weights the student starts from, its neurons chosen or repeated: "teacher", or a file."""
     format: str | None = None
     model: str | None = None
     vecnormalize: str | None = None
@@ -166,6 +168,8 @@ class Config:
             raise Misconfigured(f"combine = {self.combine!r} and dispatch = {self.dispatch!r}: one of them says how several teachers become one")
         if self.worst_of is not None and self.worst_of < 0:
             raise Misconfigured(f"worst_of = {self.worst_of}: a number of starts such as 500, or 0 for none, is right")
+        if self.inherit is not None and (self.init is not None or self.see is not None):
+            raise Misconfigured("--inherit gives the student the weights of a network and all that it sees: give no --init and no --see with it")
         if self.seed < 0:
             raise Misconfigured(f"seed = {self.seed}: a whole number from 0 on is right")
         aim(self.until)

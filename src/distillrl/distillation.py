@@ -204,7 +204,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
                 rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen, ask and not choosy)
                 rollout = _asked(setup, state, phase, rollout) if choosy else rollout
             rollout = _enriched(setup, state, phase, rollout, drive)
-        if state.progress.round == 0 and setup.config.init is None:
+        if state.progress.round == 0 and setup.config.init is None and setup.config.inherit is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
         noticed: dict[str, Any] = {}
@@ -365,7 +365,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
 def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any]:
     """What the student was made of; no time and no path, so that the same run gives the same bytes."""
     kept = dataclasses.asdict(config)
-    for place in ("teacher", "init", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory"):
+    for place in ("teacher", "init", "inherit", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory"):
         kept.pop(place)
     kept["backend"] = config.backend.partition(":")[0]  # how many processes step changes nothing
     return {

@@ -16,6 +16,7 @@ from distillrl import (
     choosing,
     envs,
     heads,
+    inheriting,
     learn,
     methods,
     objectives,
@@ -35,10 +36,14 @@ from distillrl.errors import Misconfigured
 from distillrl.policies import ACTION, Policy, as_words
 from distillrl.records import Batch, Progress, Spec, over_states
 from distillrl.refit import Refit, weighed_by
-from distillrl.states import Drive
+from distillrl.states import Drive, Who
 
 WORST_OF = 500
 """Starts that a grown student, such as a tree, must do well on before its run ends."""
+
+
+INHERITING = 64
+"""Steps of each environment by which inherited neurons are weighed."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +193,29 @@ def begin(setup: Setup) -> State:
         head = _head(setup, drive)
         if head is not None:
             student = students.make(config.student, setup.spec, generator(config.seed, "student"), head, config.see, setup.own)
+        if config.inherit is not None:
+            _inherit(setup, student)
     drive.begin(setup.teacher, student)
     state = State(student, drive, Dataset(), None, chooser=generator(config.seed, "choose"))  # type: ignore[arg-type]  # enter_phase makes the learner
     for number in reversed(range(len(config.phase))):  # each is tried out before round 0, the first last
         enter_phase(setup, state, number)
     return state
+
+
+def _inherit(setup: Setup, student: Any) -> None:
+    """Weights of the teacher, or of a file, for an untrained student; neurons are weighed by states that the teacher drives through."""
+    config = setup.config
+    source = setup.teacher if config.inherit == "teacher" else teachers.load(str(config.inherit), teachers.Options(), setup.spec)
+    vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), Seeds(config.seed, "dry"))
+    try:
+        drive = Drive(vector, setup.spec, generator(config.seed, "inherit states"))
+        drive.begin(setup.teacher, student)
+        with torch.inference_mode():
+            seen = drive.collect(INHERITING, Who(1.0), setup.teacher, student, ACTION, frozenset(setup.spec.observations))
+    finally:
+        vector.close()
+    obs = {k: v[:-1][seen.valid].clone() for k, v in seen.obs.items()}
+    inheriting.inherit(student, source, obs, generator(config.seed, "inherit"))
 
 
 def _head(setup: Setup, drive: Drive) -> str | None:
