@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -18,6 +19,7 @@ from distillrl.watching import bars, watch
 
 pytest.importorskip("PIL", reason="Pillow is not installed: pip install 'distillrl[report]'")
 SIDES = EnvOptions(Sides)
+TEACHER = Path(__file__).resolve().parents[1] / "examples" / "ppo_lunar.zip"
 
 
 def test_both_play_the_same_episode_side_by_side(tmp_path):
@@ -81,6 +83,29 @@ def test_a_log_holds_scalars_histograms_and_what_was_chosen(tmp_path):
     assert {"returns/teacher", "returns/student"} <= set(tags["histograms"])
     assert "note/text_summary" in tags["tensors"]  # no film: the folder holds no run
     json.dumps(tags)
+
+
+def test_the_command_line_logs_a_run_and_goes_on_with_its_log(tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'distillrl[tensorboard]'")
+    from click.testing import CliRunner
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from distillrl.cli import main
+
+    quick = tmp_path / "quick.toml"
+    quick.write_text("verdict_episodes = 2\nselect_episodes = 2\nslots = 4\n")
+    words = ["distill", str(TEACHER), "--env", "LunarLander-v3", "--max-episode-steps", "40", "--rounds", "2", "--until", "none", "--config", str(quick), "--out", str(tmp_path / "r"), "--log", "tensorboard"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False, standalone_mode=False)
+    assert "student:" in result.output
+    found = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
+    found.Reload()
+    tags = found.Tags()
+    assert {"run/agreement", "run/env_steps", "term/forward_kl", "verdict/return of the student"} <= set(tags["scalars"])
+    assert {"returns/student", "student/out.weight"} <= set(tags["histograms"]), tags["histograms"]
+    assert tags["images"] == ["film"], tags
+    assert found.Images("film")[0].encoded_image_string[:3] == b"GIF"
+    refused = CliRunner().invoke(main, [*words[:-1], "wandb"])
+    assert "tensorboard" in str(refused.exception)
 
 
 def test_an_unknown_log_names_the_nearest():

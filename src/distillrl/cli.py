@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def _with(options: list[Any]) -> Any:
 @click.option("--resume", help="Go on with this run folder.")
 @click.option("--show", is_flag=True, help="Print the resolved configuration as TOML, and stop.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the verdict.")
-def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, out: str | None, format_: str | None, terms: str | None, teachers: str | None, **flags: Any) -> int:
+@click.option("--log", help="tensorboard: scalars, histograms, options and a film go to RUN/tensorboard.")
+def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, log: str | None, out: str | None, format_: str | None, terms: str | None, teachers: str | None, **flags: Any) -> int:
     r"""Make a student of TEACHER, a policy's file, folder or address.
 
     \b
@@ -145,8 +147,13 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
     from distillrl.distillation import distill as work
 
     try:
-        with Display(quiet) as display:
-            run = work(config=settled, out=out, resume=resume, show=display)
+        with ExitStack() as shown:
+            shows: list[Any] = [shown.enter_context(Display(quiet))]
+            if log is not None:
+                from distillrl.logging import Log
+
+                shows.append(shown.enter_context(Log(log)))
+            run = work(config=settled, out=out, resume=resume, show=_each(shows))
     except KeyboardInterrupt as stopped:
         click.echo(str(stopped) or "interrupted", err=True)
         return 130
@@ -158,6 +165,16 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
         for cause in run.verdict.get("diagnosis", []):
             click.echo(f"why: {cause}", err=True)
     return 0 if run.reached else 1
+
+
+def _each(shows: list[Any]) -> Any:
+    """One function that shows to all of them."""
+
+    def show(metrics: Mapping[str, Any]) -> None:
+        for one in shows:
+            one(metrics)
+
+    return show
 
 
 def _tell(run: Any) -> None:

@@ -78,8 +78,8 @@ def distill(
     ``teacher``: a path, an nn.Module, a function of a batch of observations, a loaded SB3 model. ``env``: a gymnasium
     id, ``module:id``, a function that makes one, or a gymnasium vector environment. ``student``: a word such as
     ``mlp:16x16``, or a class of your own, called with the Spec (students/given.py). The rest of the options are the
-    command line's; ``config`` holds all of them. ``show`` is called with each round's metrics; a KeyboardInterrupt
-    ends the run after its round, to be resumed.
+    command line's; ``config`` holds all of them. ``show`` is called with {"folder"}, with {"note"}s, with each round's
+    metrics and at last with {"verdict"}; a KeyboardInterrupt ends the run after its round, to be resumed.
 
     Raises Misconfigured, Missing or Failed; never leaves a folder that can't be read.
     """
@@ -151,13 +151,16 @@ class _Interrupt:
 def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
     state = checkpoints.resume(setup, folder) if resumed else checkpoints.start(setup, folder)
     try:
+        show({"folder": str(folder.path)})
         for note in setup.notes + _size_note(setup, state) + state.dataset.storage.notes:
             show({"note": note})
         with _Interrupt() as interrupt:
             _rounds(setup, state, folder, show, interrupt)
         if not state.ended:
             raise KeyboardInterrupt(f"interrupted after round {state.progress.round - 1}; go on with: distillrl distill --resume {folder.path}")
-        return _finish(setup, state, folder)
+        run = _finish(setup, state, folder)
+        show({"verdict": run.verdict})
+        return run
     finally:
         state.drive.vector.close()
 

@@ -28,8 +28,10 @@ class Log:
             import tensorboard  # noqa: F401  # asked for here, so that it is missed before the run and not in it
         except ImportError:
             raise Missing("--log tensorboard needs TensorBoard: pip install 'distillrl[tensorboard]'") from None
-        self.film, self.folder, self.steps = film, Path(), 0
+        self.film, self.steps = film, 0
+        self.folder: Path | None = None
         self._writer: Any = None
+        self._held: list[tuple[str, str]] = []
 
     def __enter__(self) -> Log:
         return self
@@ -40,16 +42,17 @@ class Log:
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """One message of a run; what has no place in a log is passed over."""
         if "folder" in metrics:
-            self._open(Path(str(metrics["folder"])))
-        if self._writer is None:
+            self.close()
+            self.folder = Path(str(metrics["folder"]))
+        if self.folder is None:
             return
         if "round" in metrics:
             self._round(metrics)
-        for key in ("note", "warning"):
-            if key in metrics:
-                self._writer.add_text(key, str(metrics[key]), self.steps)
+        self._held += [(key, str(metrics[key])) for key in ("note", "warning") if key in metrics]
+        while self._held and (self.steps or "verdict" in metrics):  # not before the first round: a resumed run begins at its own step
+            self._writing().add_text(*self._held.pop(0), self.steps)
         if "verdict" in metrics:
-            self._end(metrics["verdict"])
+            self._end(self.folder, metrics["verdict"])
 
     def close(self) -> None:
         """Write what is still held back."""
@@ -57,12 +60,14 @@ class Log:
             self._writer.close()
             self._writer = None
 
-    def _open(self, folder: Path) -> None:
+    def _writing(self) -> Any:
+        """The writer, opened by the first thing that is written: what a resumed run logged beyond there is forgotten."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.close()
-        self.folder = folder
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=None)
+        if self._writer is None:
+            place = Path(self.folder or ".") / "tensorboard"
+            self._writer = SummaryWriter(str(place), purge_step=self.steps if place.exists() else None)
+        return self._writer
 
     def _round(self, metrics: Mapping[str, Any]) -> None:
         """Every number, over environment steps: ``term.forward_kl`` under «term», «agreement» under «run»."""
@@ -70,63 +75,64 @@ class Log:
         for key, value in metrics.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 group, dot, name = key.partition(".")
-                self._writer.add_scalar(f"{group}/{name}" if dot else f"run/{key}", value, self.steps)
+                self._writing().add_scalar(f"{group}/{name}" if dot else f"run/{key}", value, self.steps)
 
-    def _end(self, verdict: Mapping[str, Any]) -> None:
+    def _end(self, folder: Path, verdict: Mapping[str, Any]) -> None:
+        writer = self._writing()
         figures: dict[str, float] = {}
         for who in ("teacher", "student", "random"):
             earned = (verdict.get(who) or {}).get("return") or {}
             if earned.get("returns"):
                 import numpy as np
 
-                self._writer.add_histogram(f"returns/{who}", np.asarray(earned["returns"]), self.steps)
+                writer.add_histogram(f"returns/{who}", np.asarray(earned["returns"]), self.steps)
             if earned.get("mean") is not None:
                 figures[f"verdict/return of the {who}"] = float(earned["mean"])
         if verdict.get("retention"):
             figures["verdict/retention"] = float(verdict["retention"]["value"])
-        self._weights()
-        self._writer.add_hparams(self._chosen(verdict), figures, run_name=".")
+        self._weights(folder)
+        writer.add_hparams(self._chosen(folder, verdict), figures, run_name=".")
         if self.film:
-            self._film()
-        self._writer.flush()
+            self._film(folder)
+        writer.flush()
 
-    def _weights(self) -> None:
+    def _weights(self, folder: Path) -> None:
         """A histogram of each of the student's tensors."""
         from distillrl import artifact
         from distillrl.runs import STUDENT
 
-        path = self.folder / STUDENT
+        path = folder / STUDENT
         if path.is_file():
             for name, value in artifact.load(path)[1].items():
-                self._writer.add_histogram(f"student/{name}", value, self.steps)
+                self._writing().add_histogram(f"student/{name}", value, self.steps)
 
-    def _chosen(self, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    def _chosen(self, folder: Path, verdict: Mapping[str, Any]) -> dict[str, Any]:
         """What was chosen for the run, plain values only."""
         from distillrl.runs import Folder
 
         chosen: dict[str, Any] = {k: verdict[k] for k in ("env", "method", "student_family") if verdict.get(k) is not None}
         try:
-            config = Folder.open(self.folder).read_config()
+            config = Folder.open(folder).read_config()
         except DistillError:
             return chosen
         for phase in config.phase[:1]:
             chosen |= {k: getattr(phase, k) for k in ("beta", "keep", "lr", "batch", "updates", "steps", "average")}
         return chosen | {"seed": config.seed, "slots": config.slots}
 
-    def _film(self) -> None:
+    def _film(self, folder: Path) -> None:
         """An episode of both, as TensorBoard keeps films: a gif in an image's place. What can't be filmed is noted."""
         from distillrl.evidence import players
         from distillrl.reading import read
         from distillrl.watching import watch
 
         try:
-            student, teacher, options = players(read(self.folder), None, None, [])
+            student, teacher, options = players(read(folder), None, None, [])
             with tempfile.TemporaryDirectory() as place:
                 path = Path(place) / "film.gif"
                 watch({"teacher": teacher, "student": student}, options, path)
                 self._keep(path)
-        except DistillError as error:
-            self._writer.add_text("note", f"no film: {error}", self.steps)
+        except Exception as error:  # what an environment raises that can't render is its own, and a run isn't lost for its film
+            self._writing().add_text("note", f"no film: {error}", self.steps)
 
     def _keep(self, path: Path) -> None:
         from PIL import Image
@@ -135,4 +141,4 @@ class Log:
         with Image.open(path) as film:
             width, height = film.size
         picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="film", image=picture)]), self.steps)
+        self._writing().file_writer.add_summary(Summary(value=[Summary.Value(tag="film", image=picture)]), self.steps)
