@@ -262,6 +262,16 @@ def test_a_film_in_the_folder_is_on_the_page(run):
     assert '<video src="data:video/mp4;base64,' in page_of(run)
 
 
+def test_success_has_a_column_where_the_environment_tells_it(run):
+    assert ">success<" not in page_of(run)
+    known = verdict()
+    for who in ("teacher", "student"):
+        known[who]["return"]["success"] = {"value": 0.96, "low": 0.9, "high": 0.99}
+    write(run, "verdict.json", known)
+    assert "96.0%" in page_of(run)
+    assert ">success<" in page_of(run)
+
+
 def test_few_episodes_are_marked(run):
     write(run, "verdict.json", verdict(episodes=6))
     text = page_of(run)

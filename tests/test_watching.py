@@ -12,7 +12,7 @@ from evidence_cases import SENSORS, Levels, Sides, sides
 
 from distillrl.actions import Categorical, Deterministic, Gaussian, MultiCategorical
 from distillrl.envs import EnvOptions
-from distillrl.errors import Misconfigured
+from distillrl.errors import Misconfigured, Missing
 from distillrl.logging import Log
 from distillrl.records import Prediction
 from distillrl.watching import bars, watch
@@ -47,7 +47,7 @@ def test_what_cannot_be_filmed_is_said(tmp_path):
         watch({"teacher": sides()}, SIDES, tmp_path / "film.avi")
     with pytest.raises(Misconfigured, match="--backend gymnasium"):
         watch({"teacher": sides()}, EnvOptions("LunarLander-v3", backend="envpool"), tmp_path / "film.gif")
-    with pytest.raises(Misconfigured, match="can't be filmed"):
+    with pytest.raises(Missing, match="can't be filmed: Levels gives no pictures"):
         watch({"teacher": sides()}, EnvOptions(Levels), tmp_path / "film.gif")
     with pytest.raises(Misconfigured, match="the teacher does not fit CartPole-v1"):
         watch({"teacher": sides()}, EnvOptions("CartPole-v1"), tmp_path / "film.gif")

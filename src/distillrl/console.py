@@ -1,14 +1,19 @@
-"""What a run shows while it works: a live table in a terminal, plain lines elsewhere, and the verdict in words."""
+"""What a run shows while it works: a live curve in a terminal, plain lines elsewhere, and the verdict in words."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 FEW = 20
 """As stats.FEW, which would import numpy."""
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+HEIGHT = 5
+"""Lines of the live curve."""
 
 
 class Display:
@@ -17,11 +22,12 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.live: Any = None  # rich is imported late
-        self.table_rows: list[Mapping[str, Any]] = []
-        self.terminal = sys.stderr.isatty() and not quiet
-        self.last_return: float | None = None
-        self.rounds = 0
+        self.history: dict[str, list[float]] = {}
         self.said: set[str] = set()
+        self.terminal = sys.stderr.isatty() and not quiet
+        self.rounds = 0
+        self.steps, self.work = 0, 0.0
+        self.teacher: float | None = None
 
     def __enter__(self) -> Display:
         if self.terminal:
@@ -37,20 +43,26 @@ class Display:
             self.live.stop()
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
-        """A round's metrics, or {"note": sentence}."""
+        """A round's metrics, or {"note": sentence}; a sentence is said once."""
         for key in ("note", "warning"):
-            if key in metrics and metrics[key] not in self.said:  # a warning that holds for many rounds is given once
+            if key in metrics and metrics[key] not in self.said:
                 self.said.add(metrics[key])
                 self._say(f"{key}: {metrics[key]}")
         if "round" not in metrics or self.quiet:
             return
         self.rounds += 1
-        self.last_return = metrics.get("return.student", self.last_return)
+        # Selecting isn't counted: it comes in lumps, and from the first of them the whole run would look far too long.
+        self.steps += metrics["round_steps"]
+        self.work += metrics["round_steps"] / max(1.0, metrics["steps_per_second"]) + metrics["learn_seconds"]
+        for key in ("return.student", "agreement", *sorted(k for k in metrics if k.startswith("term."))):
+            if isinstance(metrics.get(key), int | float):
+                self.history.setdefault(key, []).append(float(metrics[key]))
+        self.teacher = metrics.get("return.teacher", self.teacher)
+        left = _left(metrics, self.work, self.steps, self.rounds)
         if self.live is not None:
-            self.table_rows = [*self.table_rows[-7:], metrics]
-            self.live.update(self._table())
+            self.live.update("\n".join(picture({**metrics, "return.teacher": self.teacher}, self.history, left, self.live.console.width)))
         elif "return.student" in metrics or self.rounds in (1, 2, 4, 8, 16) or self.rounds % 32 == 0:
-            print(_line(metrics), file=sys.stderr, flush=True)
+            print(_line(metrics, left), file=sys.stderr, flush=True)
 
     def _say(self, sentence: str) -> None:
         if self.live is not None:
@@ -58,40 +70,75 @@ class Display:
         elif not self.quiet:
             print(sentence, file=sys.stderr, flush=True)
 
-    def _table(self) -> Any:
-        from rich.table import Table
 
-        terms = sorted(k for k in self.table_rows[-1] if k.startswith("term."))
-        table = Table(box=None, padding=(0, 1), header_style="bold")
-        for name in ("round", "steps", "/s", *(t[5:] for t in terms), "agree", "return", "teacher", "left"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in self.table_rows:
-            table.add_row(
-                str(row["round"]),
-                f"{row['env_steps']:,}",
-                f"{row['steps_per_second']:,.0f}",
-                *(f"{row.get(t, float('nan')):.4f}" for t in terms),
-                f"{row['agreement']:.3f}",
-                _number(row.get("return.student")),
-                _number(row.get("return.teacher")),
-                _left(row),
-            )
-        return table
+def picture(row: Mapping[str, Any], history: Mapping[str, Sequence[float]], left: str, width: int) -> list[str]:
+    """The live view, ``width`` columns at most: where the run stands, the return's curve, a line for each figure."""
+    of = (row.get("limits") or {}).get("env_steps")
+    said = [f"round {row['round']}", f"{row['env_steps']:,}{f' of {of:,}' if of else ''} steps", f"{row['steps_per_second']:,.0f}/s", f"{left} left"]
+    lines = [""]
+    for part in said:
+        joined = f"{lines[-1]} · {part}" if lines[-1] else part
+        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, part]
+    main = "return.student" if len(history.get("return.student", ())) > 1 or "agreement" not in history else "agreement"
+    names = {key: _named(key) for key in history}
+    if main in history:
+        lines += [f"{names[main]}{' on the selecting seeds' if main == 'return.student' else ' with the teacher'}"[:width], *curve(history[main], width, HEIGHT)]
+    label = min(max(map(len, names.values()), default=0), max(8, width // 3))
+    for key, values in history.items():
+        now = _number(values[-1]) if key == "return.student" else f"{values[-1]:.4f}" if key.startswith("term.") else f"{values[-1]:.3f}"
+        teacher = f" teacher {_number(row['return.teacher'])}" if key == "return.student" and row.get("return.teacher") is not None else ""
+        room = width - label - len(now) - len(teacher) - 3
+        lines.append(f"{names[key][:label]:<{label}} {spark(values, min(room, 40))} {now}{teacher}"[:width])
+    return lines
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _named(key: str) -> str:
+    return {"return.student": "return"}.get(key, key.removeprefix("term."))
+
+
+def spark(values: Sequence[float], width: int) -> str:
+    """A line of blocks, the least value the lowest; a long history is thinned out, its last value kept."""
+    kept = _thinned(values, max(1, width))
+    low, span = min(kept), max(kept) - min(kept)
+    return "".join(BLOCKS[round(7 * (v - low) / span) if span else 3] for v in kept)
+
+
+def curve(values: Sequence[float], width: int, height: int) -> list[str]:
+    """Columns of blocks on an axis from the least value to the largest, ``height`` lines of at most ``width`` columns."""
+    low, high = min(values), max(values)
+    ends = _number(high), _number(low)
+    margin = max(map(len, ends)) + 2
+    kept = _thinned(values, max(1, width - margin))
+    wide = max(1, min(6, (width - margin) // len(kept)))
+    levels = [1 + round((8 * height - 1) * (v - low) / (high - low)) if high > low else 4 * height for v in kept]
+    lines = []
+    for i in reversed(range(height)):
+        cells = ((" " if n <= 8 * i else BLOCKS[min(8, n - 8 * i) - 1]) * wide for n in levels)
+        mark = ends[0] if i == height - 1 else ends[1] if i == 0 else ""
+        lines.append(f"{mark:>{margin - 2}} ┤" + "".join(cells).rstrip())
+    return lines
+
+
+def _thinned(values: Sequence[float], most: int) -> list[float]:
+    n = len(values)
+    return list(values) if n <= most else [values[n - 1 - (most - 1 - i) * (n - 1) // max(1, most - 1)] for i in range(most)]
+
+
+def _line(row: Mapping[str, Any], left: str) -> str:
+    same = f"  agreement {row['agreement']:.3f}" if row.get("agreement") is not None else ""  # a phase by reward asks no teacher
     terms = "  ".join(f"{k[5:]} {v:.4f}" for k, v in sorted(row.items()) if k.startswith("term."))
     reached = f"  return {_number(row['return.student'])} (teacher {_number(row['return.teacher'])})" if row.get("return.student") is not None else ""
-    return f"round {row['round']:>4}  {row['env_steps']:>8,} steps  {row['steps_per_second']:>7,.0f}/s  {terms}  agreement {row['agreement']:.3f}{reached}  {_left(row)} left"
+    return f"round {row['round']:>4}  {row['env_steps']:>8,} steps  {row['steps_per_second']:>7,.0f}/s  {terms}{same}{reached}  {left} left"
 
 
-def _left(row: Mapping[str, Any]) -> str:
-    """Seconds left at most: until the budget of steps or of time is spent."""
-    spent, steps = row.get("seconds") or 0.0, row["env_steps"]
-    left = spent * max(0, row.get("budget", steps) - steps) / max(1, steps)
-    if row.get("limit_seconds"):
-        left = min(left, max(0.0, row["limit_seconds"] - spent))
-    return f"≤ {left:.0f} s"
+def _left(row: Mapping[str, Any], work: float, steps: int, rounds: int) -> str:
+    """Seconds left at most, at the pace of so many rounds and steps: until a limit is reached; the aim may come sooner."""
+    limits, pace = row.get("limits") or {}, work / max(1, steps)
+    left = {"env_steps": pace * ((limits.get("env_steps") or 0) - row["env_steps"]), "rounds": work / rounds * ((limits.get("rounds") or 0) - row["round"] - 1)}
+    left["labels"] = pace * ((limits.get("labels") or 0) - row.get("labels", 0)) * row["env_steps"] / max(1, row.get("labels", 0))
+    left["seconds"] = (limits.get("seconds") or 0.0) - (row.get("seconds") or 0.0)
+    known = [max(0.0, value) for name, value in left.items() if limits.get(name) is not None]
+    return f"≤ {min(known):.0f} s" if known else "?"
 
 
 def _figure(value: float | None) -> str | None:

@@ -170,6 +170,7 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _
     saved = began = time.perf_counter()
     before = state.seconds
     while not state.ended and not interrupt.asked:
+        had = state.progress.env_steps
         metrics = _round(setup, state, folder)
         state.seconds = before + time.perf_counter() - began
         _end_of_round(setup, state, metrics)
@@ -177,7 +178,7 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _
         metrics["seconds"] = round(state.seconds, 4)
         folder.log(metrics)
         state.lines += 1
-        show({**metrics, "budget": setup.config.env_steps, "limit_seconds": setup.config.seconds})
+        show({**metrics, "round_steps": state.progress.env_steps - had, "limits": {name: getattr(setup.config, name) for name in ("env_steps", "labels", "rounds", "seconds")}})
         due = interrupt.asked or time.perf_counter() - saved >= setup.config.checkpoint_seconds
         if not state.ended and due and (state.drive.vector.replayable or state.drive.due()):
             checkpoints.save(state, folder)

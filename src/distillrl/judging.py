@@ -89,7 +89,7 @@ def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.Non
     for who, values in (("the student", student), ("the teacher", teacher)):
         if said := stats.caution(values, who, alike):
             cautions.append(said)
-    means = f"{sum(student) / len(student):.4g} against {sum(teacher) / len(teacher):.4g}"
+    means = f"{sum(student) / len(student):.4g} against {sum(teacher) / len(teacher):.4g}".replace("-", "−")
     return test, f"{test.sentence[:-1]}: {means} on average{', on the same episodes' if paired else ''}."
 
 

@@ -40,7 +40,7 @@ DASHES: dict[str, Any] = {"teacher": (0, (4, 2)), "student": "-", "random": (0, 
 SERIES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 2)), (0, (6, 1, 1, 1, 1, 1)))
 _MARGINS = {"left": 0.2, "right": 0.965, "bottom": 0.185, "top": 0.97}
 _MOST_DOTS = 400
-_STRENGTHS = ("random", "heat2", "heat3", "heat4", "student")
+_STRENGTHS = ("heat1", "heat2", "heat3", "heat4", "student")
 _EDGES = (0.01, 0.05, 0.15, 0.4)
 """Between the five strengths of a difference in a map."""
 

@@ -119,8 +119,10 @@ def returns(run: Reading) -> Section | None:
     """Every episode as a dot, and the table of means, quartiles and tails."""
     samples = {who: run.returns(who) for who in PLAYERS}
     samples = {who: values for who, values in samples.items() if values}
-    rows, intervals = [], {}
+    rows: list[tuple[Cell, ...]] = []
+    intervals: dict[str, tuple[float, float, float]] = {}
     for who in PLAYERS:
+        won = with_interval(look(run.verdict, who, "return", "success"), share=True)
         if who in samples:
             x = np.asarray(samples[who])
             mean = stats.mean_interval(x, 0)
@@ -129,7 +131,7 @@ def returns(run: Reading) -> Section | None:
             intervals[who] = (mean.value, mean.low, mean.high)
             few = len(x) < stats.FEW
             cells = [with_interval(interval_of(i), few=few) for i in (mean, middle, tail)]
-            rows.append((Cell(who), cells[0], plain(np.median(x)), cells[1], cells[2], plain(x.min()), plain(len(x))))
+            rows.append((Cell(who), cells[0], plain(np.median(x)), cells[1], cells[2], plain(x.min()), plain(len(x)), won))
         elif (known := look(run.verdict, who, "return")) is not None:
             rows.append(
                 (
@@ -140,6 +142,7 @@ def returns(run: Reading) -> Section | None:
                     Cell("–"),
                     plain(look(known, "worst")),
                     plain(look(known, "episodes")),
+                    won,
                 )
             )
         if (sampled := look(run.verdict, who, "return_sampled")) is not None and who != "random":
@@ -152,11 +155,14 @@ def returns(run: Reading) -> Section | None:
                     Cell("–"),
                     plain(look(sampled, "worst")),
                     plain(look(sampled, "episodes")),
+                    with_interval(look(sampled, "success"), share=True),
                 )
             )
     if not rows:
         return None
-    columns = ("who plays", "mean", "median", "interquartile mean", "worst 5 %", "worst episode", "episodes")
+    columns: tuple[str, ...] = ("who plays", "mean", "median", "interquartile mean", "worst 5 %", "worst episode", "episodes", "success")
+    if all(row[-1].key is None for row in rows):  # the environment doesn't tell
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     figures: tuple[Figure, ...] = ()
     if samples:
         svg = pictures.dots(

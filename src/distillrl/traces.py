@@ -10,6 +10,7 @@ import base64
 import io
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from distillrl import envs
 from distillrl.envs import EnvOptions, Seeds
-from distillrl.errors import Failed, Missing
+from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.evaluation import ENDLESS, MAX_SLOTS, following
 from distillrl.policies import ACTION, Policy, played, to_environment
 from distillrl.records import Prediction, Spec, over_states
@@ -166,7 +167,14 @@ class Rerun:
         more = {"render_mode": "rgb_array"} if pictures else {}
         if pictures:  # pygame draws into memory: where there is no screen it need not look for one, nor complain
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        self.vector = envs.make(replace(options, kwargs={**options.kwargs, **more}, backend="gymnasium:1"), 1, seeds)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore" if pictures else "default")  # gymnasium warns of what is said below
+                self.vector = envs.make(replace(options, kwargs={**options.kwargs, **more}, backend="gymnasium:1"), 1, seeds)
+        except Misconfigured as error:
+            if pictures and "render_mode" in str(error):
+                raise Missing(f"{envs.name_of(options)} gives no pictures: it takes no render_mode, which gymnasium's environments draw by") from None
+            raise
         self.obs = self._tensors(self.vector.reseed(episode))
         self.starts, self.ended = torch.ones(1, dtype=torch.bool), False
 
