@@ -24,6 +24,8 @@ SEQUENCE = 32
 """Steps in time order that a student with memory learns from at once (truncated backpropagation through time)."""
 BURN_IN = 8
 """First steps of a sequence that only fill its memory, where it began in the middle of an episode."""
+WIDER = 8
+"""Times as many states in a batch of sequences: their steps go one after the other, so more of them side by side cost little, and neighbours tell little that is new."""
 SLOW = 0.005
 """Share by which the slow copy, of which ``next_target`` is asked, follows the student each update (Lillicrap 2016)."""
 
@@ -100,7 +102,7 @@ class Gradient:
             if drawn is not None:
                 batch = self._foreseen(_part(drawn, u * self.batch, (u + 1) * self.batch))
             else:
-                batch = self._foreseen(self._draw(dataset, self.batch * (2 if self._remembers else 1), progress))
+                batch = self._foreseen(self._draw(dataset, self.batch * (WIDER if self._remembers else 1), progress))
             prediction = self._predict(batch)
             losses = self._weighted(prediction, batch, weights)
             total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -16,11 +16,13 @@ from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
 from distillrl.images import Crop, Grey, Jitter, Resize, images, is_image
 from distillrl.records import Group
 from distillrl.senses import Pick, Sense, Stack, one_hot_where_needed
+from distillrl.sounds import SHORTEST, Spectrogram, is_waveform
 
 _PLACES = re.compile(r"\s*(\d+)(?:-(\d+))?\s*")
 _LONGEST = 1 << 20
 EXAMPLE = (
     "'drop=2,3,5, stack=4', 'pick=0,1,4-7', 'group=policy', 'delay=2', 'clip=5', 'noise=0.1', 'quantise=0.01', 'normalise', "
+    "of sound 'spectrogram=256x16', "
     "or of images 'render, crop=0-299, grey, resize=84, stack=4, jitter=0.2'"
 )
 RENDER = "render"
@@ -154,6 +156,20 @@ def _jitter(value: str, groups: Mapping[str, Group]) -> list[Any]:
     return [Jitter(_real("jitter", value), images(groups, "jitter"))]
 
 
+def _spectrogram(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    """``256x16``, with ``NAME:`` before it where several groups could be heard."""
+    name, colon, sizes = value.rpartition(":")
+    window, cross, bands = sizes.partition("x")
+    heard = [k for k, g in groups.items() if is_waveform(g)]
+    if not colon:
+        heard = [k for k in heard if len(groups[k].shape) == 2] or heard
+        if len(heard) != 1:
+            raise Misconfigured(f"a waveform [samples] or [samples, channels] is heard, and there are {len(heard)} among {', '.join(groups)}: write NAME:{sizes}")
+        name = heard[0]
+    count = _whole("spectrogram", window.strip(), SHORTEST, 1 << 16)
+    return [Spectrogram(count, _whole("spectrogram", bands.strip(), 1, 1 << 10) if cross else min(16, count // 2), [name.strip()])]
+
+
 def _numbers(groups: Mapping[str, Group]) -> list[str]:
     return [k for k, g in groups.items() if len(g.shape) < 2]
 
@@ -186,5 +202,6 @@ _WORDS: dict[str, tuple[_Make, str]] = {
     "clip": (lambda value, groups: [Clip(_real("clip", value), _numbers(groups))], "clip=5"),
     "noise": (lambda value, groups: [Noise(_real("noise", value), _numbers(groups))], "noise=0.1"),
     "quantise": (lambda value, groups: [Quantise(_real("quantise", value), _numbers(groups))], "quantise=0.01"),
+    "spectrogram": (_spectrogram, "spectrogram=256x16 (window x bands), or spectrogram=NAME:256x16"),
     "normalise": (lambda _value, _groups: [], "normalise"),
 }

@@ -20,6 +20,7 @@ from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
 from distillrl.images import Crop, Grey, Jitter, Resize
 from distillrl.policies import Memory
 from distillrl.records import Group
+from distillrl.sounds import Spectrogram
 from distillrl.wrapping import First, Join, RemainingTime
 
 SEEN = "seen."
@@ -288,7 +289,7 @@ class Stack(nn.Module):
         return out
 
 
-STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter)}
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter, Spectrogram)}
 
 
 class Sense(nn.Module):
