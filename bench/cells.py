@@ -7,6 +7,7 @@ how many cells another source has measured, and ``--fresh`` measures those anew.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import fcntl
 import hashlib
@@ -155,6 +156,27 @@ def leave(missing: int) -> None:
     if missing:
         print(f"{missing} cells are missing: call it again to go on", file=sys.stderr)
     sys.exit(1 if missing else 0)
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a bench: our errors and Ctrl-C become a sentence, as on distillrl's own command line."""
+    from distillrl.errors import DistillError
+
+    try:
+        main()
+    except DistillError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is kept, so call it again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 on is right")
+    return int(text)
 
 
 def find(relative: str, folders: Sequence[Path]) -> Path | None:

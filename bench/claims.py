@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import ROOT, TEACHERS, Cells, Facts, Job, between, digest, find, leave, plain, rounded, run
+from cells import ROOT, TEACHERS, Cells, Facts, Job, between, count, digest, find, guarded, leave, plain, rounded, run
 from claims_table import Case, Plan, heading, look, no_help, table, tried
 from scratch import Recipe
 
@@ -241,8 +241,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=Path, nargs="+", default=list(TEACHERS), help="folders in which the teachers are looked for")
     parser.add_argument("--only", action="append", metavar="ENV", help="these environments alone; may be repeated")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seeds", type=count, default=5)
+    parser.add_argument("--workers", type=count, default=1)
     parser.add_argument("--seconds", type=float, help="begin no cell after so long")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--print", action="store_true", help="print the table, and leave the page as it is")
@@ -257,6 +257,8 @@ def main() -> None:
     from distillrl.errors import DistillError
 
     cases = [c for c in (QUICK if given.quick else CASES) if not given.only or c.env.rpartition(":")[2] in given.only]
+    if not cases:
+        parser.error(f"--only {' '.join(given.only)}: {', '.join(c.env.rpartition(':')[2] for c in CASES)} are there")
     cells, seeds = Cells(given.cells), range(FIRST_SEED, FIRST_SEED + (min(3, given.seeds) if given.quick else given.seeds))
     if given.tune:
         missing = run(cells, tuning(cases), workers=given.workers, seconds=given.seconds, fresh=given.fresh)
@@ -286,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import ROOT, TEACHERS, Cells, Facts, Job, between, digest, find, leave, plain, rounded, run, versions
+from cells import ROOT, TEACHERS, Cells, Facts, Job, between, count, digest, find, guarded, leave, plain, rounded, run, versions
 
 FIRST_SEED = 101
 AIM = 0.95
@@ -132,12 +132,15 @@ def plan(case: Case, path: Path, seeds: Sequence[int], only: Sequence[str]) -> P
     """The jobs of a case, each method's phases in their key."""
     from distillrl import envs, loading, methods
     from distillrl.envs import EnvOptions, Seeds
-    from distillrl.errors import DistillError
+    from distillrl.errors import DistillError, Misconfigured
 
     vector = envs.make(EnvOptions(case.env, backend="gymnasium:1"), 1, Seeds(0, "dry"))
     spec = vector.spec
     vector.close()
-    gives = loading.load(path, spec=spec).policy.gives
+    policy = loading.load(path, spec=spec).policy
+    if found := envs.differences(policy.spec, spec):
+        raise Misconfigured(f"{case.teacher} does not fit {case.env}: {'; '.join(found)}")
+    gives = policy.gives
     shared = {"teacher": digest(str(path)), "env": case.env, "episodes": case.episodes, "_teacher": str(path)}
     made = Plan(case, [(baseline, {**shared, "what": "baseline", "seed": s, "_name": f"baseline {case.env} {s}"}) for s in seeds], {}, {})
     for name in only or methods.METHODS:
@@ -239,20 +242,25 @@ def reasons(plans: Sequence[Plan]) -> str:
 
 def main() -> None:
     """Measure what isn't known, and write the table."""
+    from distillrl.methods import METHODS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=Path, nargs="+", default=list(TEACHERS), help="folders in which the teachers are looked for")
     parser.add_argument("--case", action="append", metavar="TEACHER=ENV", help="these instead of the built-in ones; may be repeated")
     parser.add_argument("--method", action="append", help="these methods alone, and auto; may be repeated")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20_000, help="of a --case")
+    parser.add_argument("--seeds", type=count, default=5)
+    parser.add_argument("--steps", type=count, default=20_000, help="of a --case")
     parser.add_argument("--student", default="mlp:16x16", help="of a --case")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=count, default=1)
     parser.add_argument("--seconds", type=float, help="begin no cell after so long")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--print", action="store_true", help="print the table, and leave the page as it is")
     parser.add_argument("--fresh", action="store_true", help="measure anew what another source of distillrl has measured")
     parser.add_argument("--cells", type=Path, default=ROOT / "bench" / "cells" / "methods.jsonl")
     given = parser.parse_args()
+    wrong = [c for c in given.case or [] if "=" not in c] + [m for m in given.method or [] if m not in METHODS]
+    if wrong:
+        parser.error(f"{wrong[0]!r}: a --case is TEACHER=ENV, a --method one of {', '.join(METHODS)}")
     cases = [Case(t, e, given.steps, given.student) for t, _, e in (c.rpartition("=") for c in given.case or [])] or list(QUICK if given.quick else CASES)
     seeds = range(FIRST_SEED, FIRST_SEED + (min(3, given.seeds) if given.quick else given.seeds))
     only = ["auto", *(m for m in given.method if m != "auto")] if given.method else []
@@ -275,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)
