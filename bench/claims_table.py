@@ -235,7 +235,8 @@ def tried(cells: Cells, jobs: Sequence[Job]) -> str:
             found.setdefault((told["env"], told["steps"], json.dumps(told["recipe"], sort_keys=True)), []).append(max(mean for _, mean in value["curve"]))
     lines = ["| environment | steps | settings | best return of a run, mean over tuning seeds |", "|---|---|---|---|"]
     for (env, steps, recipe), best in sorted(found.items(), key=lambda item: (item[0][0], item[0][1], -statistics.fmean(item[1]))):
-        told = json.loads(recipe)
-        words = f"{told['envs']} environments, normalised {told['normalize']}, linear {told['linear']}, " + ", ".join(f"{k} {v:g}" for k, v in told["settings"].items())
+        told = Recipe(**json.loads(recipe))
+        manner = f"{told.envs} environments{', VecNormalize' if told.normalize else ''}, rate {'falling to 0' if told.linear else 'constant'}, "
+        words = manner + ", ".join(f"{k} {v:g}" for k, v in told.settings.items())
         lines.append(f"| {env} | {steps:,} | {words} | {statistics.fmean(best):.1f} (n={len(best)}) |")
     return "\n".join(lines)

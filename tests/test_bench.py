@@ -111,3 +111,14 @@ def test_steps_to_the_aim_count_the_seeds_that_never_got_there(page):
     assert page.steps_to_aim([10, None, None]) == "not reached (1 of 3)"
     assert page.steps_to_aim([10, 20, 30], more=1000) == "1,020"
     assert page.steps_to_aim([]) == "–"
+
+
+def test_the_settings_that_were_tried_are_told_best_first(cells, page, tmp_path):
+    kept = cells.Cells(tmp_path / "cells.jsonl")
+    settings = {"good": page.Recipe(settings={"n_steps": 64}), "bad": page.Recipe(4, normalize=True, linear=False, settings={"n_steps": 32})}
+    jobs = [(doubled, {"env": "E", "steps": 10, "seed": s, "recipe": cells.plain(r), "_r": name}) for name, r in settings.items() for s in (1, 2)]
+    for _, facts in jobs:
+        kept.append(facts, {"curve": [[5, 9.0 if facts["_r"] == "good" else 1.0], [10, 2.0]]})
+    lines = page.tried(kept, jobs).splitlines()
+    assert lines[2] == "| E | 10 | 8 environments, rate falling to 0, n_steps 64 | 9.0 (n=2) |"
+    assert lines[3] == "| E | 10 | 4 environments, VecNormalize, rate constant, n_steps 32 | 2.0 (n=2) |"
