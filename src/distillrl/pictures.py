@@ -344,15 +344,23 @@ def _widen(ax: Any, least: float) -> None:
 
 
 def _legend(ax: Any) -> None:
-    """Above the picture, where it covers nothing."""
-    ax.figure.subplots_adjust(top=0.91)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=3, borderaxespad=0.2, columnspacing=1.2)
+    """Above the picture, where it covers nothing; as many rows as the names need."""
+    names = ax.get_legend_handles_labels()[1]
+    columns = max(1, min(len(names), 36 // (5 + max(map(len, names), default=1))))
+    ax.figure.subplots_adjust(top=0.97 - 0.06 * -(-len(names) // columns))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=columns, borderaxespad=0.2, columnspacing=1.2)
 
 
 def _rectangle(x: float, y: float, colour: str) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), 1, 1, facecolor=colour, edgecolor=COLOURS["paper"], linewidth=0.6)
+
+
+def _log_locator() -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1, 2, 5))
 
 
 def _thousands(ax: Any) -> None:
@@ -366,6 +374,9 @@ def _thousands(ax: Any) -> None:
         return text.replace("-", "−")
 
     for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        if axis.get_scale() == "log" and high < 30 * low:  # less than a power of ten or two: those alone would be too few marks
+            axis.set_major_locator(_log_locator())
         axis.set_major_formatter(short)
         if axis.get_scale() == "log":
             axis.set_minor_formatter("")
