@@ -13,7 +13,7 @@ from distillrl.settling import Setup, State, asks_teacher, begin, enter_phase, e
 
 ROOM = 1.06
 """Rows for which there is room at first, of those that are counted: steps that only reset take some more."""
-_PLAIN = ("phase_round", "hard", "imitability", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "seconds", "lines", "ended", "reached", "first_part")
+_PLAIN = ("phase_round", "hard", "imitability", "baseline", "evaluations", "evaluation_steps", "evaluation_seconds", "next_evaluation", "held", "seconds", "lines", "ended", "reached", "first_part")
 
 
 def save(state: State, folder: Folder) -> None:
@@ -58,6 +58,8 @@ def resume(setup: Setup, folder: Folder) -> State:
     state.asked = values["asked"]
     state.drive.load_state_dict(values["drive"])
     like = example_batch(setup, state, label_words(setup, state)).teacher
+    if setup.recording is not None:
+        state.drive.relabel(like, setup.seen)  # type: ignore[attr-defined]  # a Recorded
     state.dataset.restore([p for p in parts[values["first_part"] :] if p], like if asks_teacher(setup, state, state.progress.phase) else Prediction())
     state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
     for name in _PLAIN:
@@ -69,7 +71,9 @@ def start(setup: Setup, folder: Folder) -> State:
     """A state before round 0, with room for its rows; raises Misconfigured where neither memory nor disk can hold them."""
     state = begin(setup)
     config, drive = setup.config, state.drive
-    if all(phase.keep == "all" for phase in config.phase):
+    if setup.recording is not None:
+        state.dataset.expected = drive.parts[0].lanes.rows + 64  # type: ignore[attr-defined]  # a Recorded
+    elif all(phase.keep == "all" for phase in config.phase):
         state.dataset.expected = int(ROOM * config.env_steps / drive.n) + 64
     else:
         state.dataset.expected = max(max(phase.steps, phase.first) for phase in config.phase) + 64

@@ -97,6 +97,11 @@ def _with(options: list[Any]) -> Any:
 @click.option("--combine", help="How several become one: average (the default), confidence, value, product or best.")
 @click.option("--dispatch", metavar="CASES", help="Which of several is asked, by the observation: 'level<3:0, else:1', or 'task'.")
 @click.option("--student", help="mlp:16x16, mlp: (linear), cnn:8-16-16:64 or cnn:rusu-7 (images), gru:32, lstm:32, tree:leaves=64.  [default: mlp:16x16]")
+@click.option("--data", help="Learn from recorded play: a Minari data set, .npz, LeRobot's folder, D4RL's or d3rlpy's HDF5.")
+@click.option("--data-format", help="minari, lerobot, npz or hdf5, where it can't be told by looking.")
+@click.option("--label", help="Of recorded states: teacher (asked anew), distribution or action; by default the first that there is.")
+@click.option("--weigh", help="How much recorded states count: awr(1), crr, crr_exp(1), top(0.1), success or success(200).")
+@click.option("--hold-out", type=float, help="Share of recorded episodes that choose the student and are never learnt from.  [default: 0.1]")
 @click.option("--see", help="What the student sees: 'drop=2,3,5, stack=4', 'pick=0,1', 'group=NAME', delay, clip, noise, quantise; of images 'render, grey, resize=84, stack=4', crop, jitter.")
 @click.option("--method", help="auto, dagger, policy-distillation, behaviour-cloning, on-policy.  [default: auto]")
 @click.option("--terms", help="Objectives with weights: 'forward_kl: linear(1,0.1), value_mse: 0.5'; '+…' adds to the method's own.")
@@ -128,6 +133,7 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
     distillrl distill teacher.zip --env LunarLander-v3 --until retention=0.99 --seconds 60 --out runs/lander
     distillrl distill http://host:8000/v2/models/expert --env CartPole-v1 --labels 20000
     distillrl distill --teachers easy.zip,hard.zip --dispatch 'obs[0]<3:0, else:1' --env LunarLander-v3
+    distillrl distill --data play --student mlp:64x64
     distillrl distill --config runs/lander/config.toml
     distillrl distill --resume runs/lander
 
@@ -195,12 +201,16 @@ def _settled(config_file: str | None, flags: Mapping[str, Any]) -> configuration
     if config_file is not None:
         base = configuration.build(configuration.read(Path(config_file)), config_file)
     settled = configuration.with_changes(base, flags)
+    if settled.data is not None and flags.get("env_steps") is not None:
+        raise Misconfigured("--env-steps bounds what is stepped, and with --data nothing is: --rounds and --seconds are right")
     if flags.get("method") is not None and flags["method"] != base.method:
         settled = replace(settled, phase=())
     return settled
 
 
 def _short(verdict: Mapping[str, Any]) -> str:
+    if verdict["ended_by"] == "plateau":
+        return f"short of its aim ({verdict['until']}) when the loss on held-out episodes no longer fell. Record more, or try a larger --student; the best student so far was kept."
     spent = {"env_steps": "--env-steps", "labels": "--labels", "seconds": "--seconds", "rounds": "--rounds"}.get(verdict["ended_by"], "its budget")
     return (
         f"short of its aim ({verdict['until']}) when {spent} was spent. Try more of it, a larger --student"

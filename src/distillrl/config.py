@@ -68,6 +68,8 @@ class Phase:
     """Students beside the first, whose disagreement is looked at."""
     critical: bool = False
     """States count by what is at stake for the teacher there, its best action against its worst."""
+    weigh: str = "none"
+    """How much recorded states count: awr(1), crr, crr_exp(1), top(0.1), success, success(200); "none": all alike."""
     gamma: float = 0.99
     """Discount of the reward, for terms on reward."""
     lam: float = 0.95
@@ -137,6 +139,15 @@ class Config:
     """Requests at a time to a teacher on a server; 8 by default, or what its own file says."""
     trust: bool = False
     """Run the teacher file's own code, where its format needs that."""
+    data: str | None = None
+    """Recorded play to learn from: a data set's folder or file, or a Minari id; nothing is driven then, and ``env`` only evaluates."""
+    data_format: str | None = None
+    label: str = "auto"
+    """What recorded states are labelled with: "teacher" (asked anew), the recorded "distribution" or "action"; "auto": the first that there is."""
+    weigh: str | None = None
+    """How much recorded states count, in place of the method's own; settled into the phases."""
+    hold_out: float = 0.1
+    """Share of recorded episodes that are never learnt from, and choose the student."""
     see: str | None = None
     """What the student sees of an observation, such as "drop=2,3,5"; everything by default."""
     select_episodes: int = 20
@@ -170,6 +181,11 @@ class Config:
             raise Misconfigured(f"worst_of = {self.worst_of}: a number of starts such as 500, or 0 for none, is right")
         if self.inherit is not None and (self.init is not None or self.see is not None):
             raise Misconfigured("--inherit gives the student the weights of a network and all that it sees: give no --init and no --see with it")
+        _choice("label", self.label, ("auto", "teacher", "distribution", "action"))
+        if not 0 <= self.hold_out < 1:
+            raise Misconfigured(f"hold_out = {self.hold_out}: a share from 0 to below 1 is right")
+        if self.data is None and (self.data_format or self.weigh or self.label != "auto"):
+            raise Misconfigured("data_format, label and weigh are of recorded play: name it with --data")
         if self.seed < 0:
             raise Misconfigured(f"seed = {self.seed}: a whole number from 0 on is right")
         aim(self.until)

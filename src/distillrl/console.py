@@ -164,6 +164,8 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str | None]], ...] = (
     ("latency, 1 state", lambda p: f"{p['latency_us']:.0f} µs" if p["latency_us"] is not None else None),
 )
 """Rows of the verdict: a name, and a player's cell, None where it has none."""
+_WITHOUT_PLAYING = ("parameters", "bytes", "latency, 1 state")
+"""Those that are known where there was no environment to play in."""
 
 
 def print_verdict(verdict: Mapping[str, Any]) -> None:
@@ -178,11 +180,11 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     for who in columns:
         table.add_column(who, justify="right")
     for name, cell in _ROWS:
-        cells = [cell(verdict[who]) for who in columns]
+        cells = [cell(verdict[who]) if verdict[who]["return"] or name in _WITHOUT_PLAYING else None for who in columns]
         if any(c is not None for c in cells):
             table.add_row(name, *[c or "–" for c in cells])
     console.print(table)
-    if any(verdict[who]["return"]["episodes"] < FEW for who in columns):
+    if any(verdict[who]["return"] and verdict[who]["return"]["episodes"] < FEW for who in columns):
         console.print(f"* rests on fewer than {FEW} episodes")
     for sentence in sentences(verdict):
         console.print(sentence, markup=False, highlight=False)
@@ -196,7 +198,8 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
     if (test := verdict.get("non_inferiority")) is not None:
         said.append(test["sentence"])
     if verdict.get("agreement") is not None:
-        said.append(f"agreement {verdict['agreement']:.1%} of the student's own states")
+        whose = "the student's own states" if verdict.get("env") is not None or not verdict.get("recorded") else "the states of held-out recorded episodes"
+        said.append(f"agreement {verdict['agreement']:.1%} of {whose}")
     if verdict.get("env_steps") is not None:
         said.append(f"{verdict['env_steps']:,} environment steps, {verdict['teacher_labels']:,} labels, {verdict['seconds']['work']:.2f} s of work (+ {verdict['seconds']['selecting']:.2f} s selecting)")
     if verdict.get("starts"):

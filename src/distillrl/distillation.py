@@ -27,6 +27,7 @@ from distillrl import (
     hardcases,
     imitability,
     learn,
+    offline,
     phases,
     students,
     teachers,
@@ -94,7 +95,7 @@ def distill(
     with _threads(settled.threads):
         setup = settle(settled, teacher, env, None if isinstance(student, str) else student)
         if resume is None:
-            folder = Folder.create(out, envs.name_of(setup.options))
+            folder = Folder.create(out, setup.title)
         folder.write_config(setup.config)
         teachers.keep_answers(setup.teacher, folder.path)
         return _run(setup, folder, show or _nothing, resume is not None)
@@ -169,6 +170,7 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _
     """Rounds until the run ends, or the user breaks it off; a checkpoint is then written where the vector allows one."""
     saved = began = time.perf_counter()
     before = state.seconds
+    limits = ("env_steps", "labels", "rounds", "seconds") if setup.recording is None else ("rounds", "seconds")
     while not state.ended and not interrupt.asked:
         had = state.progress.env_steps
         metrics = _round(setup, state, folder)
@@ -178,7 +180,7 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _
         metrics["seconds"] = round(state.seconds, 4)
         folder.log(metrics)
         state.lines += 1
-        show({**metrics, "round_steps": state.progress.env_steps - had, "limits": {name: getattr(setup.config, name) for name in ("env_steps", "labels", "rounds", "seconds")}})
+        show({**metrics, "round_steps": state.progress.env_steps - had, "limits": {name: getattr(setup.config, name) for name in limits}})
         due = interrupt.asked or time.perf_counter() - saved >= setup.config.checkpoint_seconds
         if not state.ended and due and (state.drive.vector.replayable or state.drive.due()):
             checkpoints.save(state, folder)
@@ -212,11 +214,14 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
         noticed: dict[str, Any] = {}
-        if state.progress.round == 0 and bool(rollout.labelled.all()):
+        if state.progress.round == 0 and bool((rollout.labelled | ~rollout.valid).all()):
             state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
         state.dataset.append(rollout)
         compared, explained = phases.compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
         count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
+        if setup.recording is not None:  # nothing was stepped; held-out states were labelled too
+            count, asked = 0, drive.asked if state.progress.round == 0 else 0  # type: ignore[attr-defined]  # a Recorded
+            state.progress = replace(state.progress, rounds=setup.config.rounds or 0)
         state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=setup.config.env_steps)
         learnt = state.gradient.learn(state.dataset, state.progress)
         for i, member in enumerate(state.committee):
@@ -239,6 +244,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         **noticed,
         **({} if explained is None else {"explained_variance": round(explained, 4)}),
         **learnt,
+        **({"note": "; ".join(s for s in (noticed.get("note"), drive.note) if s)} if setup.recording is not None and state.progress.round == 0 and drive.note else {}),  # type: ignore[attr-defined]  # a Recorded
     }
 
 
@@ -246,7 +252,10 @@ def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: R
     """With what terms on reward read, and how much each state counts."""
     horizon = advantages.Horizon(phase.gamma, phase.lam, phase.n)
     rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, drive, setup.teacher, state.gradient.averaged, state.student)
-    return replace(rollout, weight=stakes(advantages.need_teacher(rollout), rollout.valid)) if phase.critical else rollout
+    if not phase.critical:
+        return rollout
+    weight = stakes(advantages.need_teacher(rollout), rollout.valid)
+    return replace(rollout, weight=weight if rollout.weight is None else weight * rollout.weight)
 
 
 def _asked(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout) -> Rollout:
@@ -285,6 +294,8 @@ def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
     config, progress = setup.config, state.progress
     phase, last, before = config.phase[progress.phase], progress.phase + 1 == len(config.phase), settled(config, state)
     state.phase_round += 1
+    if setup.recording is not None:
+        metrics.update(offline.look(setup, state))
     over = spent_budget(config, state)
     labelled = over == "labels" and not last and not asks_teacher(setup, state, progress.phase + 1)  # what follows needs none
     over = "" if labelled or (over == "labels" and not asks_teacher(setup, state, progress.phase)) else over
@@ -330,19 +341,15 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
     student = students.build(*artifact.load(folder.student), setup.own)
     folder.write_told(student)
     work = state.seconds - state.evaluation_seconds
-    measured = evaluation.verdict(
-        setup.options,
-        setup.spec,
-        config.verdict_episodes,
-        config.seed,
-        student=student,
-        teacher=setup.teacher,
-        sizes={"student": len(folder_bytes), "teacher": setup.teacher_bytes},
-    )
+    sizes = {"student": len(folder_bytes), "teacher": setup.teacher_bytes}
+    if setup.plays:
+        measured = evaluation.verdict(setup.options, setup.spec, config.verdict_episodes, config.seed, student=student, teacher=setup.judge, sizes=sizes)
+    else:
+        measured = offline.unplayed(setup, state, student, sizes)
     verdict = {
         "method": config.method,
         "seed": config.seed,
-        "env": envs.name_of(setup.options),
+        "env": envs.name_of(setup.options) if setup.plays else None,
         "student_family": config.student,
         "env_steps": state.progress.env_steps,
         "teacher_labels": state.progress.labels,
@@ -357,10 +364,11 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
         "starts": hardcases.told(config, state),
         "imitability": state.imitability,
         **measured,
+        **({"recorded": offline.facts(setup, state)} if setup.recording is not None else {}),
     }
     goal = configuration.aim(config.until)
     if goal is not None and not state.reached:
-        verdict["diagnosis"] = diagnosis.diagnose(setup, state)
+        verdict["diagnosis"] = diagnosis.diagnose(setup, state) if setup.recording is None else offline.causes(setup, state)
     folder.write_verdict(verdict)
     state.dataset.storage.close()
     return Run(folder.path, Player(student), verdict, goal is None or state.reached)
@@ -369,7 +377,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
 def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any]:
     """What the student was made of; no time and no path, so that the same run gives the same bytes."""
     kept = dataclasses.asdict(config)
-    for place in ("teacher", "init", "inherit", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory"):
+    for place in ("teacher", "init", "inherit", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory", "data"):
         kept.pop(place)
     kept["backend"] = config.backend.partition(":")[0]  # how many processes step changes nothing
     return {
@@ -377,6 +385,7 @@ def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any
         "versions": {"distillrl": distillrl.__version__, "torch": torch.__version__},
         "round": round_number,
         "config": kept,
+        **({} if setup.recording is None else {"recorded": {"sha256": setup.recording.digest, "format": setup.recording.format}}),
     }
 
 

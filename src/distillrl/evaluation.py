@@ -224,6 +224,8 @@ def verdict(
     if student is not None and teacher is not None:
         s, t, r = (measured[k].likely.returns for k in ("student", "teacher", "random"))
         report |= _against(s, t, r, seed, margin, same_episodes(options, episodes), measured["teacher"].likely.alike)
+    elif student is not None:
+        report["notes"].append("retention is null: there is no teacher to compare with")
     for name, policy in (("teacher", teacher), ("student", student), ("random", randomly)):
         report[name] = None if policy is None else _player(name, policy, measured[name], seed, sizes.get(name))
         note = stats.caution(measured[name].likely.returns, f"the {name} policy", measured[name].likely.alike) if policy is not None and name != "random" else None

@@ -166,6 +166,26 @@ def with_finetuning(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     return (*phases[:-1], before, warm, replace(_by_reward({}, "1"), steps=128, lr=3e-4))
 
 
+def recorded(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """What ``auto`` comes to on recorded play: the distribution where it is known, else the action, of every state."""
+    return (Phase(beta="1", terms=_any(gives, spec)),)
+
+
+def awr(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Recorded actions, each counted by the exponential of its advantage (Peng 2019, eq. 9)."""
+    return (Phase(beta="1", weigh="awr(1)", terms=_action(spec)),)
+
+
+def crr(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Recorded actions, only those that are better than their state is worth (Wang 2020, eq. 3, «binary»)."""
+    return (Phase(beta="1", weigh="crr", terms=_action(spec)),)
+
+
+def percent_bc(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Behaviour cloning of the episodes with the highest returns, a tenth of all steps (Chen 2021, section 5)."""
+    return (Phase(beta="1", weigh="top(0.1)", terms=_any(gives, spec)),)
+
+
 def auto(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """What was best over the environments of ``make bench-auto`` (docs/methods.md): aggregated states, the student soon
     driving alone; the teacher's distribution where there are choices, its action where there are quantities.
@@ -196,6 +216,9 @@ METHODS: dict[str, Method] = {
     "distillation-as-reward": Method(distillation_as_reward, "the teacher's opinion as reward", "Yang 2026, 2602.12125", "student", "distribution or q; for a box: distribution", "to reach past the teacher, with scale above 1"),
     "entropy-regularised": Method(entropy_regularised, "expected entropy regularised distillation", "Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "where the student's own actions lead must count"),
     "finetune": Method(finetune, "dagger, critic, then PPO", "Uchendu 2023, 2204.02372", "mixture, then student", "action", "the student is to go on by reward after it was distilled"),
+    "awr": Method(awr, "advantage-weighted regression", "Peng 2019, 1910.00177", "recorded play", "action; rewards in the recording", "recorded play is of mixed quality, and its rewards say which"),
+    "crr": Method(crr, "critic-regularised regression, binary filter", "Wang 2020, 2006.15134", "recorded play", "action; rewards in the recording", "as awr, where bad actions must not count at all"),
+    "percent-bc": Method(percent_bc, "percentage behaviour cloning", "Chen 2021, 2106.01345", "recorded play", "action; rewards in the recording", "some recorded episodes are good from beginning to end"),
     "on-policy": Method(on_policy, "on-policy distillation", "Czarnecki 2019, 1902.02186", "student", "action", "steps are cheap, memory is dear"),
 }
 
@@ -205,6 +228,20 @@ def expand(name: str, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     if name not in METHODS:
         raise Misconfigured(f"--method {name!r}{nearest(name, METHODS)}")
     return METHODS[name].expand(gives, spec)
+
+
+ON_RECORDED = ("behaviour-cloning", "policy-distillation", "viper-tree", "awr", "crr", "percent-bc")
+"""The methods in which the student never drives, so that recorded play will do."""
+
+
+def expand_recorded(name: str, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The phases of a method on recorded play; raises Misconfigured for one that lets the student drive."""
+    if name == "auto":
+        return recorded(gives, spec)
+    phases = expand(name, gives, spec)
+    if name not in ON_RECORDED:
+        raise Misconfigured(f"--method {name} is driven by {METHODS[name].driver}, and --data has only what was recorded; these would do: {', '.join(ON_RECORDED)}")
+    return phases
 
 
 def _samples(spec: Spec) -> bool:
@@ -248,6 +285,10 @@ def _soft(gives: frozenset[str], who: str) -> dict[str, Any]:
     if "q" in gives:
         return {"forward_kl": {"weight": "1", "teacher_temperature": 0.01}}
     raise _lacks("`distribution` or `q`", gives, who)
+
+
+def _action(spec: Spec) -> dict[str, Any]:
+    return {"mse" if spec.action.kind == "box" else "nll": "1"}
 
 
 def _any(gives: frozenset[str], spec: Spec) -> dict[str, Any]:

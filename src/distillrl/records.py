@@ -205,6 +205,8 @@ class Progress:
     labels: int = 0
     budget: int = 0
     """Environment steps that the run may take at most; 0 where there is no bound."""
+    rounds: int = 0
+    """Rounds that a run may take at most which takes no environment steps; else 0."""
     returns: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Last round's."""
@@ -212,6 +214,8 @@ class Progress:
     @property
     def fraction(self) -> float:
         """Share of the budget spent, 0 to 1; 0 where there is no budget."""
+        if self.rounds:
+            return min(1.0, self.round / self.rounds)
         return min(1.0, self.env_steps / self.budget) if self.budget else 0.0
 
 

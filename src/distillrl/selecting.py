@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from distillrl import config as configuration
-from distillrl import evaluation, hardcases, stats
+from distillrl import evaluation, hardcases, offline, stats
 from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.records import Progress
@@ -22,6 +22,8 @@ def spent_budget(config: Config, state: State) -> str:
     progress, slots = state.progress, state.drive.n
     if config.rounds is not None and progress.round + 1 >= config.rounds:
         return "rounds"
+    if progress.rounds:
+        return "plateau" if offline.stalled(state) else "seconds" if config.seconds is not None and state.seconds >= config.seconds else ""
     if config.env_steps - progress.env_steps < slots:
         return "env_steps"
     if config.labels is not None and config.labels - progress.labels < slots:
@@ -43,6 +45,8 @@ def evaluation_due(state: State) -> bool:
     """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps; a fitted student, which is
     another one each round, every round (the best of all trees is kept: Bastani 2018, algorithm 1's last line).
     """
+    if state.progress.rounds:
+        return offline.due(state)
     if not state.baseline:
         return state.progress.env_steps >= 4096
     if state.hard["known"] or getattr(state.student, "grown", False):
@@ -54,26 +58,31 @@ def evaluation_due(state: State) -> bool:
 
 def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     """Play the selecting seeds; keep the student if it is the best so far; see whether the aim is reached."""
+    if not setup.plays:
+        return {}
     config, seeds = setup.config, Seeds(setup.config.seed, "select")
     began = time.perf_counter()
     goal = configuration.aim(config.until)
     if not state.baseline:
         randomly = evaluation.Random(setup.spec, generator(config.seed, "random"))
-        teacher, foot = (evaluation.play(p, setup.options, config.select_episodes, seeds) for p in (setup.teacher, randomly))
-        state.baseline = {"teacher": float(teacher.returns.mean()), "random": float(foot.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
+        foot = evaluation.play(randomly, setup.options, config.select_episodes, seeds)
+        state.baseline = {"random": float(foot.returns.mean()), "apart": 0.0}
+    if setup.judge is not None and "teacher" not in state.baseline:
+        teacher = evaluation.play(setup.judge, setup.options, config.select_episodes, seeds)
+        state.baseline |= {"teacher": float(teacher.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
         apart = stats.told_apart(teacher.returns, foot.returns)
         state.baseline["apart"] = float(apart)
-        if state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
+        if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
             state.next_evaluation = teacher.steps // 3  # an evaluation costs about as much as this one: learn for a while first
             state.evaluation_seconds += time.perf_counter() - began
             return {}
     student = state.gradient.averaged
-    shadow = setup.teacher if goal is not None and goal[0] == "agreement" else None
+    shadow = setup.judge if goal is not None and goal[0] == "agreement" else None
     played = evaluation.play(student, setup.options, config.select_episodes, seeds, shadow=shadow)
     mean = float(played.returns.mean())
     state.evaluations += 1
     state.evaluation_steps += played.steps
-    state.next_evaluation = int(state.progress.env_steps * 1.3)
+    state.next_evaluation = int(state.progress.env_steps * 1.3) if not state.progress.rounds else int(offline.RARER * (state.progress.round + 1))
     found: dict[str, Any] = {}
     figures = {"return": mean, "agreement": played.agreement, "retention": None}
     if state.baseline["apart"]:
@@ -85,8 +94,9 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
         found = hardcases.search(setup, state)
     state.reached = state.reached or reached
     _keep_best(state, student, mean)
-    state.progress = replace(state.progress, returns={"teacher": state.baseline["teacher"], "student": mean})
-    return {"return.student": mean, "return.teacher": state.baseline["teacher"], "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
+    returns = {who: state.baseline[who] for who in ("teacher",) if who in state.baseline}
+    state.progress = replace(state.progress, returns={**returns, "student": mean})
+    return {"return.student": mean, "return.teacher": returns.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
 
 
 def _keep_best(state: State, student: Any, mean: float) -> None:

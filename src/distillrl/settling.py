@@ -20,6 +20,7 @@ from distillrl import (
     learn,
     methods,
     objectives,
+    offline,
     phases,
     seeing,
     senses,
@@ -34,6 +35,7 @@ from distillrl.dataset import NEXT, Dataset
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
 from distillrl.policies import ACTION, Policy, as_words
+from distillrl.recordings import Recording
 from distillrl.records import Batch, Progress, Spec, over_states
 from distillrl.refit import Refit, weighed_by
 from distillrl.states import Drive, Who
@@ -61,6 +63,25 @@ class Setup:
     notes: tuple[str, ...] = ()
     own: Any = None
     """The student's class where it is the user's own: the class, or its name; None for our families."""
+    recording: Recording | None = None
+    """What is learnt from where nothing is driven; ``teacher`` is then whoever labels it."""
+    other: Policy | None = None
+    """With a recording: the teacher that was named, if one was."""
+
+    @property
+    def judge(self) -> Policy | None:
+        """The teacher that the student is compared with."""
+        return self.teacher if self.recording is None else self.other
+
+    @property
+    def plays(self) -> bool:
+        """Whether there is an environment."""
+        return self.options.id != ""
+
+    @property
+    def title(self) -> str:
+        """The environment's name, or the recording's."""
+        return envs.name_of(self.options) if self.recording is None or self.plays else Path(self.recording.source).name
 
 
 @dataclass
@@ -91,6 +112,8 @@ class State:
     evaluation_steps: int = 0
     evaluation_seconds: float = 0.0
     next_evaluation: int = 0
+    held: dict[str, float] = field(default_factory=dict)
+    """{"loss", "agreement", "round"} of the student that was best on held-out recorded episodes."""
     seconds: float = 0.0
     lines: int = 0
     parts: int = 0
@@ -105,6 +128,8 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     """Load the teacher, make the environment once, hold them against each other, expand the method."""
     students.check(config.student, student)
     source = teacher if teacher is not None else list(config.teachers) or config.teacher
+    if config.data is not None:
+        return _settle_recorded(config, source, env, student)
     if source is None:
         raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
     wished = teachers.options_of(config)
@@ -126,12 +151,23 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
     grown = students.grown(config.student, student)
     found_phases = _phases(replace(config, method="viper-tree" if config.method == "auto" and grown else config.method), policy.gives, spec, student)
+    if any(p.weigh != "none" for p in found_phases):
+        raise Misconfigured(f"--method {config.method} weighs recorded play: name it with --data (weigh is of recorded play)")
     worst_of = (WORST_OF if grown else 0) if config.worst_of is None else config.worst_of
     config = replace(config, phase=found_phases, terms=None, choose=None, finetune=False, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
     return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes, student or students.of_the_user(config.student))
+
+
+def _settle_recorded(config: Config, source: Any, env: Any, student: Any) -> Setup:
+    """As ``settle``, where states come from recorded play."""
+    found = offline.prepare(config, source or None, env, student, environment)
+    sense = getattr(found.labeller, "sense", None)
+    seen = seeing.needed(config.see, found.spec.observations) | frozenset(getattr(sense, "reads", found.spec.observations))
+    digest, size = (None, None) if source is None else (teachers.digest(source), teachers.size(source))
+    return Setup(found.config, found.options, found.labeller, digest, size, found.spec, seen, found.notes, student or students.of_the_user(config.student), found.recording, found.judge)
 
 
 def _phases(config: Config, gives: frozenset[str], spec: Spec, student: Any) -> tuple[Phase, ...]:
@@ -179,9 +215,7 @@ def generator(seed: int, part: str) -> torch.Generator:
 def begin(setup: Setup) -> State:
     """Make the environments, the student and the learner of the first phase, and try all of it out."""
     config = setup.config
-    seeds = Seeds(config.seed, "train")
-    vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), seeds)
-    drive = Drive(vector, setup.spec, generator(config.seed, "drive"))
+    drive = _driver(setup)
     if config.init is not None:
         header, tensors = artifact.load(Path(config.init))
         student = students.build(header, tensors, setup.own, learning=True)
@@ -202,10 +236,25 @@ def begin(setup: Setup) -> State:
     return state
 
 
+def _driver(setup: Setup) -> Drive:
+    """The environments; or the recording, which has the same face."""
+    config = setup.config
+    if setup.recording is not None:
+        return offline.driver(setup, generator(config.seed, "recorded"))  # type: ignore[return-value]  # the same face
+    vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), Seeds(config.seed, "train"))
+    return Drive(vector, setup.spec, generator(config.seed, "drive"))
+
+
 def _inherit(setup: Setup, student: Any) -> None:
     """Weights of the teacher, or of a file, for an untrained student; neurons are weighed by states that the teacher drives through."""
     config = setup.config
-    source = setup.teacher if config.inherit == "teacher" else teachers.load(str(config.inherit), teachers.Options(), setup.spec)
+    if config.inherit == "teacher" and setup.judge is None:
+        raise Misconfigured("--inherit teacher needs a teacher, and none was given: name its file, or another network's")
+    source = setup.judge if config.inherit == "teacher" else teachers.load(str(config.inherit), teachers.Options(), setup.spec)
+    if setup.recording is not None:
+        some = {k: torch.from_numpy(v[: INHERITING * config.slots]) for k, v in setup.recording.obs.items()}
+        inheriting.inherit(student, source, some, generator(config.seed, "inherit"))
+        return
     vector = envs.make(setup.options, envs.slots_of(setup.options, config.slots), Seeds(config.seed, "dry"))
     try:
         drive = Drive(vector, setup.spec, generator(config.seed, "inherit states"))
@@ -227,7 +276,7 @@ def _head(setup: Setup, drive: Drive) -> str | None:
     if heads.acts_surely(setup.config.phase, setup.spec):
         return "deterministic"
     with torch.inference_mode():
-        prediction, _ = setup.teacher.act(drive.obs, drive.memory["teacher"], drive.starts, ACTION)
+        prediction = drive.label(setup.teacher, ACTION)
     return "squashed" if isinstance(prediction.action, Gaussian) and prediction.action.squashed else None
 
 
@@ -305,7 +354,7 @@ def make_terms(setup: Setup, state: State, phase: Phase, number: int) -> list[le
 def example_batch(setup: Setup, state: State, wants: frozenset[str]) -> Batch:
     """The states at hand, labelled: what the dry run learns from."""
     with torch.inference_mode():
-        label, _ = setup.teacher.act(state.drive.obs, state.drive.memory["teacher"], state.drive.starts, as_words(wants, "teacher"))
+        label = state.drive.label(setup.teacher, as_words(wants, "teacher"))
     assert label.action is not None
     n, obs = state.drive.n, {k: v.clone() for k, v in state.drive.obs.items()}
     none, never = torch.zeros(n), torch.zeros(n, dtype=torch.bool)

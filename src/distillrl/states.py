@@ -98,6 +98,10 @@ class Drive:
         self._fresh_at, self._history, self._first = self.ticks, [], self.ticks
         self._began[:] = self.ticks
 
+    def label(self, teacher: Policy, wants: frozenset[str]) -> Prediction:
+        """[n] what the teacher says of the states at hand; its memory stays as it was."""
+        return teacher.act(self.obs, self.memory["teacher"], self.starts, wants)[0]
+
     def collect(self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], keep: frozenset[str], labelling: bool = True) -> Rollout:
         """``steps`` ticks of all slots, labelled by the teacher; ``keep`` names the observation groups that are stored.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillrl.errors import Failed, Misconfigured, nearest
+from distillrl.recordings import flat
 from distillrl.recordings.episodes import Raw, Recording
 from distillrl.recordings.settled import settle
 from distillrl.records import Spec
@@ -60,4 +61,4 @@ def read(path: str | Path, spec: Spec | None = None, whose: str = "the environme
     return settle(raw, str(path), name, spec, whose)
 
 
-__all__ = ["FORMATS", "Format", "Raw", "Recording", "look", "read", "settle"]
+__all__ = ["FORMATS", "Format", "Raw", "Recording", "flat", "look", "read", "settle"]
