@@ -143,7 +143,7 @@ def plan(case: Case, path: Path, seeds: Sequence[int], only: Sequence[str]) -> P
     gives = policy.gives
     shared = {"teacher": digest(str(path)), "env": case.env, "episodes": case.episodes, "_teacher": str(path)}
     made = Plan(case, [(baseline, {**shared, "what": "baseline", "seed": s, "_name": f"baseline {case.env} {s}"}) for s in seeds], {}, {})
-    for name in only or methods.METHODS:
+    for name in only or [n for n, m in methods.METHODS.items() if m.driver != "recorded play"]:
         try:
             phases = [plain(phase) for phase in methods.expand(name, gives, spec)]
         except DistillError as error:
