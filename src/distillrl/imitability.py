@@ -67,7 +67,7 @@ def estimate(student: Any, rollout: Rollout, teacher_remembers: bool) -> Floor |
     kept = kept[torch.linspace(0, len(kept) - 1, min(STATES, len(kept))).long()]
     groups, _ = sense({k: v[:-1] for k, v in rollout.obs.items()}, {}, rollout.starts)
     seen = flatten(groups, sense.groups)
-    whole = torch.cat([v[:-1].flatten(2).float() for v in rollout.obs.values()], -1)
+    whole = torch.cat([v[:-1].reshape(*v[:-1].shape[:2], -1).float() for v in rollout.obs.values()], -1)
     if max(seen.shape[-1], whole.shape[-1]) * HISTORY > WIDEST:
         return None
     remembered = _history(seen, rollout.starts)
