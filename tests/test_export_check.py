@@ -14,6 +14,7 @@ from export_cases import CASES, generator
 
 from distillrl import exporting, parity, students
 from distillrl.actions import Categorical, Deterministic
+from distillrl.envs import EnvOptions
 from distillrl.records import ActionSpace, Group, Prediction, Spec
 
 CARTPOLE = Spec({"obs": Group((4,), "float32")}, ActionSpace("discrete", n=2))
@@ -160,3 +161,37 @@ def test_the_page_plays_cartpole_in_a_browser(tmp_path):
 
 def test_other_environments_get_no_page(tmp_path):
     assert [f.name for f in exporting.export(CASES["discrete"](), "js", tmp_path).files] == ["policy.js"]
+
+
+@pytest.mark.parametrize("word", ["gru:6", "lstm:5:4"])
+@pytest.mark.parametrize("to", ["python", "c", "onnx", "js"])
+def test_a_policy_with_memory_is_compared_with_its_memory(word, to, tmp_path):
+    need(*{"js": ["node"], "c": ["gcc"]}.get(to, []))
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    policy = students.make(word, CARTPOLE, generator())
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(3)  # so that what it remembers decides
+    found = parity.check(exporting.export(policy, to, tmp_path), policy, EnvOptions("CartPole-v1", max_episode_steps=40), states=300, episodes=4)
+    assert found.clear_disagreements == 0
+    assert found.raw_error < 1e-4
+    assert found.difference.value == 0
+
+
+def test_the_command_checks_in_the_environment_as_it_is_asked_for(tmp_path):
+    from click.testing import CliRunner
+
+    from distillrl import artifact
+    from distillrl.cli import main
+
+    policy = balancing()
+    artifact.save(tmp_path / "s.safetensors", policy.header(), policy.artifact_tensors())
+    ask = ["export", str(tmp_path / "s.safetensors"), "--to", "python", "--out", str(tmp_path / "out"), "--max-episode-steps", "30", "--episodes", "2", "--states", "50"]
+    done = CliRunner().invoke(main, [*ask, "--check", "CartPole-v1"])
+    assert done.exit_code == 0, done.output
+    assert "value=30.0" in done.output
+    done = CliRunner().invoke(main, ask, standalone_mode=False)
+    assert "name it with --env" in str(done.exception)
+    done = CliRunner().invoke(main, [*ask, "--check", "CartPole-v1", "--env-kwargs", "sutton_barto_reward=true"])
+    assert "value=30.0" not in done.output

@@ -7,7 +7,8 @@
     report(run_folder) → path                              one page: ship it or not, and why; compare(run_folders) too
     watch({"student": policy}, options) → a film           side by side with the teacher
     export(policy, to, out) → Export                       ONNX, C, JavaScript, Python, torch; the same numbers
-    report(run) → page                                     one HTML file: ship it or not, and why
+    compress(student, teacher, env, prune=0.8)             the same in fewer numbers and bits, for as long as it holds
+    search(teacher, env, retention=0.99)                   the smallest student that holds; all sizes learn at once
 
 Errors are Misconfigured, Missing and Failed. Nothing heavy is imported before it is used (PEP 562).
 """
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from distillrl.errors import DistillError, Failed, Misconfigured, Missing
 
 if TYPE_CHECKING:
+    from distillrl.compression import compress
     from distillrl.config import Config, Phase
     from distillrl.distillation import Run, distill
     from distillrl.evaluation import evaluate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from distillrl.loading import info, load
     from distillrl.recording import record
     from distillrl.reporting import compare, report
+    from distillrl.search import search
     from distillrl.watching import watch
 
 __version__ = "0.1.0"
@@ -47,8 +50,10 @@ _WHERE = {
     "report": "reporting",
     "compare": "reporting",
     "watch": "watching",
+    "compress": "compression",
+    "search": "search",
 }
-__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "distill", "evaluate", "export", "info", "load", "record", "report", "watch"]
+__all__ = ["Config", "DistillError", "Failed", "Misconfigured", "Missing", "Phase", "Run", "compare", "compress", "distill", "evaluate", "export", "info", "load", "record", "report", "search", "watch"]
 
 
 def __getattr__(name: str) -> Any:

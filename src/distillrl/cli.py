@@ -471,9 +471,14 @@ def search(teacher: str, retention: float, sizes: str | None, max_parameters: in
 @click.option("--sampled", is_flag=True, help="Draw the action instead of taking the most likely one.")
 @click.option("--check", "check_env", metavar="ENV", help="Play ENV with what was exported: parity on visited states, and its return.")
 @click.option("--episodes", type=click.IntRange(0), default=50, show_default=True, help="Of --check.")
+@click.option("--states", type=click.IntRange(1), default=10_000, show_default=True, help="Visited states that --check compares on, at least.")
+@click.option("--env-kwargs", multiple=True, callback=_env_kwargs, metavar="NAME=VALUE", help="Keyword argument of the environment; may be repeated.")
+@click.option("--max-episode-steps", type=click.IntRange(1), help="Cut episodes after so many steps.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the episodes of --check.")
 @_with(_TEACHER_OPTIONS)
-def export(policy: str, target: str, out: str, name: str, env: str | None, sampled: bool, check_env: str | None, episodes: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
+def export(policy: str, target: str, out: str, name: str, env: str | None, sampled: bool, check_env: str | None, episodes: int, states: int, env_kwargs: dict[str, Any] | None, max_episode_steps: int | None, seed: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
     """Write POLICY, a student or a teacher, as what runs in the product."""
+    from distillrl.envs import EnvOptions
     from distillrl.exporting import export as work
     from distillrl.exporting import known
     from distillrl.loading import load
@@ -482,7 +487,13 @@ def export(policy: str, target: str, out: str, name: str, env: str | None, sampl
     known(target)
     plain = not any((format_, model, vecnormalize, teacher_sees, trust))
     loaded: Any = policy if plain else load(policy, Options(format=format_, model=model, sees=teacher_sees, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust))).policy
-    exported = work(loaded, target, out, name=name, env=env, sampled=sampled)
+    if (env_kwargs or max_episode_steps) and not (env or check_env):
+        raise Misconfigured("--env-kwargs and --max-episode-steps say how an environment is made: name it with --env or --check")
+
+    def where(place: str) -> Any:
+        return EnvOptions(place, env_kwargs or {}, "auto", max_episode_steps)
+
+    exported = work(loaded, target, out, name=name, env=where(calibrate) if (calibrate := env or check_env) else None, sampled=sampled)
     for path in exported.files:
         click.echo(f"{path}: {path.stat().st_size:,} bytes")
     for key, value in exported.facts.items():
@@ -490,7 +501,7 @@ def export(policy: str, target: str, out: str, name: str, env: str | None, sampl
     if check_env is not None:
         from distillrl.parity import check
 
-        found = check(exported, loaded, check_env, episodes=episodes)
+        found = check(exported, loaded, where(check_env), states=states, episodes=episodes, seed=seed)
         for field in dataclasses.fields(found):
             click.echo(f"{field.name}: {getattr(found, field.name)}")
     return 0

@@ -67,12 +67,14 @@ def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", state
     policy can't be exported so, saying why and which targets can; Missing for a package or compiler; Failed where the
     folder can't be written.
     """
+    from distillrl.envs import EnvOptions, name_of
+
     target = known(to)
     if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-" for c in name) or not name.isascii():
         raise Misconfigured(f"export --name {name!r}: letters, digits, - and _ are right")
     loaded, passport = loaded_with_passport(policy)
     env = env if env is not None else passport.get("env")
-    passport["env"] = env if isinstance(env, str) else None
+    passport["env"] = env if isinstance(env, str) else name_of(env) if isinstance(env, EnvOptions) else None
     if sampled and target.module not in CAN_SAMPLE:
         raise Misconfigured(f"export --to {to} gives the most likely action only; onnx, c, compiled, js and python can sample")
     if target.reads == "states" and not states:

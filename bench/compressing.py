@@ -1,0 +1,95 @@
+"""The table of docs/shipping.md on compression: students of real teachers pruned and quantised as far as they hold.
+
+    PYTHONPATH=src python bench/compressing.py run ../shared/teachers/ppo_lunar.zip LunarLander-v3 --seed 0 --out cells/lunar-0.json
+    PYTHONPATH=src python bench/compressing.py page cells/*.json          # into docs/shipping.md, between its markers
+
+A run distils the student, compresses it, and keeps the steps that were measured; a few minutes each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+PAGE = Path(__file__).parents[1] / "docs" / "shipping.md"
+MARKS = ("<!-- compression -->", "<!-- end of compression -->")
+
+
+def run(given: argparse.Namespace) -> None:
+    """One cell: distil, compress, write what each step was."""
+    from distillrl import compression, distillation
+    from distillrl.config import Config
+    from distillrl.loading import load
+
+    kwargs = {"continuous": True} if given.env == "LunarLanderContinuous-v3" else {}
+    env = "LunarLander-v3" if kwargs else given.env
+    base = Config(seed=given.seed, env_kwargs=kwargs, env_steps=given.env_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(seed=given.seed, env_kwargs=kwargs, env_steps=2 * given.env_steps, until="none", verdict_episodes=10)
+        distillation.distill(given.teacher, env, student=given.student, config=config, out=Path(folder) / "run")
+        made = compression.compress(
+            Path(folder) / "run" / "student.safetensors", given.teacher, env, prune=given.prune, sparse=given.sparse, quantise=given.quantise or None,
+            retention=given.retention, out=Path(folder) / "small", config=base, show=lambda m: print(m["note"], flush=True) if "note" in m else None,
+        )  # fmt: skip
+    print("\n".join(compression.sentences(made)))
+    told = {"teacher": Path(given.teacher).name, "teacher_parameters": load(given.teacher).policy.acting_parameters(), "env": given.env, "seed": given.seed, "student": given.student}
+    told |= {"prune": given.prune, "sparse": given.sparse, "quantise": given.quantise, "retention": given.retention, "env_steps": given.env_steps}
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(given.out).write_text(json.dumps({**told, "steps": list(made.steps), "reached": made.reached}, indent=1) + "\n", encoding="utf-8")
+
+
+def table(cells: list[dict]) -> str:
+    """One row for each measured step."""
+    rows = ["| teacher, environment, seed | step | parameters | of the teacher's | file, bytes | of these tensors | retention (95 %, episodes) | held |", "|---|---|---|---|---|---|---|---|"]
+    for cell in cells:
+        who = f"{cell['teacher'].removesuffix('.zip')}, {cell['env']}, {cell['seed']}"
+        for step in cell["steps"]:
+            r = step["retention"]
+            said = f"{r['value']:.1%} ({r['low']:.1%} to {r['high']:.1%}, {step['episodes']})"
+            tried = "" if step["attempt"] == 1 else ", 2nd try"
+            label = f"{step['step']}{' (weights)' if cell['sparse'] and 'out' in step['step'] and 'weights' not in step['step'] else ''}{tried}"
+            share = f"{step['parameters'] / cell['teacher_parameters']:.2%}"
+            held = {True: "yes", False: "no", None: "not shown"}[step["held"]]
+            rows.append(f"| {who} | {label} | {step['parameters']:,} | {share} | {step['bytes']:,} | {step['tensor_bytes']:,} | {said} | {held} |")
+    return "\n".join(rows)
+
+
+def page(given: argparse.Namespace) -> None:
+    """Put the table of these cells between the page's markers."""
+    cells = sorted((json.loads(Path(c).read_text(encoding="utf-8")) for c in given.cells), key=lambda c: (c["env"], c["sparse"], c["seed"]))
+    text = PAGE.read_text(encoding="utf-8")
+    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    PAGE.write_text(f"{text[:start]}\n{table(cells)}\n{text[end:]}", encoding="utf-8")
+    print(table(cells))
+
+
+def main() -> None:
+    """Run a cell, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    one = verbs.add_parser("run")
+    one.set_defaults(work=run)
+    one.add_argument("teacher")
+    one.add_argument("env")
+    one.add_argument("--student", default="mlp:64x64")
+    one.add_argument("--prune", type=float, default=0.9)
+    one.add_argument("--sparse", action="store_true")
+    one.add_argument("--quantise", default="int2")
+    one.add_argument("--retention", type=float, default=0.97)
+    one.add_argument("--env-steps", type=int, default=30_000, help="of a step; the student is distilled with twice as many")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", required=True)
+    both = verbs.add_parser("page")
+    both.set_defaults(work=page)
+    both.add_argument("cells", nargs="+")
+    given = parser.parse_args()
+    given.work(given)
+
+
+if __name__ == "__main__":
+    main()
