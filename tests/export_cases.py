@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillrl import students
+from distillrl import calibration, students
 from distillrl.actions import Head
 from distillrl.filters import Choose, Clip
+from distillrl.packing import Form
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Scale, Sense, Stack
+from distillrl.students import compact
 from distillrl.students.fitted import Fitted
 from distillrl.students.growing import Examples
 from distillrl.students.networks import Network
@@ -154,6 +156,34 @@ def fitted(word: str, space: ActionSpace) -> Fitted:
     return policy
 
 
+def zeros() -> Network:
+    """Four of five weights are zero; a row of the last layer has none left."""
+    policy = mlp("mlp:24x24", FOUR)
+    g = generator(8)
+    with torch.no_grad():
+        for p in policy.parameters():
+            if p.dim() == 2:
+                p *= torch.rand(p.shape, generator=g) < 0.2
+        policy.out.weight[2] = 0
+    return policy
+
+
+def whole() -> Network:
+    """Inputs and weights of whole numbers, as compress leaves them; the second layer mostly zeros."""
+    policy = zeros()
+    policy.body[0].weight.data = torch.randn(24, 8, generator=generator(9))
+    obs = observations(policy.spec, 500, 10)["obs"]
+    seen = {"body.0": obs}
+    with torch.no_grad():
+        seen["body.2"] = policy.body[1](policy.body[0](obs))
+        seen["out"] = policy.body[3](policy.body[2](seen["body.2"]))
+    rounded = calibration.round_inputs(policy, seen)
+    forms = {name: Form(tuple(p.shape), 8, name == "body.2.weight") for name, p in policy.named_parameters() if p.dim() == 2}
+    policy.compact = compact.Compact(forms, rounded, packed=False)
+    live = students.build(policy.header(), policy.artifact_tensors(), learning=True)
+    return students.build(live.header(), live.artifact_tensors())
+
+
 CASES = {
     "discrete": lambda: mlp("mlp:64x64", FOUR),
     "start": lambda: mlp("mlp:16x16:relu", ActionSpace("discrete", n=3, start=-2)),
@@ -189,7 +219,10 @@ CASES = {
     "tree of switches": lambda: tree(ActionSpace("multibinary", (3,), n=3)),
     "norms": norms,
     "activations": activations,
+    "zeros": zeros,
 }
+ROUNDED = {"whole": whole}
+"""Those in which a number that lies between two steps may fall on either: not to be compared to 1e-5."""
 MEMORY = {"gru student", "lstm student", "remembering", "frames", "lstm", "gru"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_cases import CASES, observations
+from export_cases import CASES, ROUNDED, observations
 
 from distillrl import exporting
 from distillrl.targets import c_header
@@ -27,13 +27,13 @@ def tool(name: str, package: str) -> str:
 
 
 def exported(case: str, to: str, folder: Path):
-    policy = CASES[case]()
+    policy = (CASES | ROUNDED)[case]()
     states = {k: v.numpy() for k, v in observations(policy.spec, 300, 99).items()}
     return policy, exporting.export(policy, to, folder, states=states)
 
 
 def kinds(case: str) -> list[str]:
-    return ["c", "c-int8"] if case in {"discrete", "several", "norms", "box"} else ["c"]
+    return ["c", "c-int8"] if case in {"discrete", "several", "norms", "box", "zeros", "whole"} else ["c"]
 
 
 def run(*command: object, **options: object) -> str:
@@ -43,7 +43,7 @@ def run(*command: object, **options: object) -> str:
 
 
 @pytest.mark.parametrize(("compiler", "package"), [("gcc", "gcc"), ("clang", "clang"), (ARM[0], "gcc-arm-none-eabi libnewlib-arm-none-eabi")])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | ROUNDED)
 def test_compiles_without_a_warning(case, compiler, package, tmp_path):
     tool(compiler, package)
     for to in kinds(case):
@@ -61,7 +61,7 @@ def test_the_header_is_c_plus_plus_too(tmp_path):
     run("g++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", tmp_path / "main.cpp", tmp_path / "policy.o", "-o", tmp_path / "main")
 
 
-@pytest.mark.parametrize("case", ["thin", "start", "norms", "activations", "lstm", "gru", "frames"])
+@pytest.mark.parametrize("case", ["thin", "start", "norms", "activations", "lstm", "gru", "frames", "zeros", "whole"])
 def test_nothing_is_read_before_it_is_written(case, tmp_path):
     """Clang's memory sanitizer, on sizes that are no multiple of a vector."""
     tool("clang", "clang libclang-rt-dev")
@@ -117,7 +117,7 @@ int main(void)
 """
 
 
-@pytest.mark.parametrize(("case", "plain"), [*((case, False) for case in CASES), *((case, True) for case in ("discrete", "lstm", "frames", "norms"))])
+@pytest.mark.parametrize(("case", "plain"), [*((case, False) for case in CASES | ROUNDED), *((case, True) for case in ("discrete", "lstm", "frames", "norms", "whole"))])
 def test_no_undefined_behaviour_whatever_the_input(case, plain, tmp_path):
     tool("gcc", "gcc")
     for to in kinds(case):

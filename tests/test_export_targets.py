@@ -13,10 +13,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from export_cases import BOX, CASES, MEMORY, differences, mlp, observations
+from export_cases import BOX, CASES, MEMORY, ROUNDED, differences, mlp, observations
 
 from distillrl import exporting, parity
-from distillrl.errors import Misconfigured
+from distillrl.errors import Misconfigured, Missing
 from distillrl.students.networks import Network
 
 RUNTIMES = {"js": "node", "c": "gcc", "compiled": "gcc"}
@@ -327,3 +327,21 @@ def test_sampling_is_refused_where_there_is_nothing_to_sample(tmp_path):
         exporting.export(CASES["box"](), "torch", tmp_path, sampled=True)
     with pytest.raises(Misconfigured, match="without --sampled to check it"):
         parity.check(exporting.export(CASES["box"](), "python", tmp_path, sampled=True), CASES["box"](), "CartPole-v1")
+
+
+@pytest.mark.parametrize("to", ["python", "c", "c-int8", "js", "onnx"])
+def test_whole_numbers_are_the_same_everywhere(to, tmp_path):
+    policy = ROUNDED["whole"]()
+    obs = observations(policy.spec, 400, 3)
+    plan_states = {"states": {k: v.numpy() for k, v in obs.items()}} if to == "c-int8" else {}
+    try:
+        played = exporting.opened(exporting.export(policy, to, tmp_path, **plan_states), policy)
+        action, _ = played.act(obs, {}, None)
+    except Missing as missing:
+        pytest.skip(str(missing))
+    with torch.no_grad():
+        exact = policy.act(obs, {}, None)[0].action
+    assert (action.action.mode == exact.mode).float().mean() > 0.99
+    error = abs(played.raw - exact.logits.numpy()).max(-1)
+    assert (error < 1e-4).mean() > 0.97  # a number between two steps may fall on either
+    assert error.max() < 0.02

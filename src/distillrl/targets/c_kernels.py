@@ -73,7 +73,7 @@ static void dense(const float *x, const float *w, const float *b, float *y, int 
             STORE(y + at, (a0 + a1) + (a2 + a3));
     }}
 #endif
-    for (; at < m; at++) {{
+    for (at = whole; at < m; at++) {{
         const float *row = w + (size_t)at * (size_t)n;
         float sum = b[at];
         i = 0;
@@ -272,7 +272,7 @@ static void dense_int8_(const int16_t *q, const int8_t *w, const float *scale, c
         y[j + 2] = (float)s2 * scale[j + 2] + b[j + 2];
         y[j + 3] = (float)s3 * scale[j + 3] + b[j + 3];
     }
-    for (; j < m; j++, w += n) {
+    for (j = m - m % 4; j < m; j++, w += n) {
         int32_t sum = 0;
         for (i = 0; i < n; i++) sum += (int16_t)w[i] * q[i];
         y[j] = (float)sum * scale[j] + b[j];

@@ -205,9 +205,10 @@ def _combine(p: _Printer, op: steps.Combine) -> None:
 def _branches(p: _Printer, op: steps.Branches) -> None:
     feature, branches = p.constant(op.feature, "<i4"), p.constant(op.branches, "<i4")
     threshold, value, width = p.constant(op.threshold), p.constant(op.value), op.value.shape[1]
-    p.lines.append("    let node = 0;")
+    p.lines.append("    {\n    let node = 0;")
     p.lines.append(f"    while ({branches}[2 * node] !== node) node = {branches}[2 * node + ({p.names[op.x]}[{feature}[node]] > {threshold}[node] ? 1 : 0)];")
     p.each(op.out, f"{value}[node * {width} + i]")
+    p.lines.append("    }")
 
 
 def _gru(p: _Printer, op: steps.GruGate) -> None:
