@@ -46,7 +46,7 @@ def inputs(policy: Any, options: EnvOptions, seed: int, states: int = STATES) ->
 @contextmanager
 def _noting(policy: Network, seen: dict[str, list[Tensor]]) -> Iterator[None]:
     def note(name: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
             seen.setdefault(name, []).append(given[0].detach().clone())
             if len(given) > 1:
                 state = given[1][0] if isinstance(given[1], tuple) else given[1]
@@ -54,7 +54,8 @@ def _noting(policy: Network, seen: dict[str, list[Tensor]]) -> Iterator[None]:
 
         return hook
 
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in parts(policy)]
+    # Not a pre-hook: a network calls plain layers without their module where no forward hook is on them.
+    handles = [module.register_forward_hook(note(name)) for name, module in parts(policy)]
     try:
         yield
     finally:
