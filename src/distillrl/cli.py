@@ -126,7 +126,7 @@ def _with(options: list[Any]) -> Any:
 @click.option("--quiet", is_flag=True, help="Say nothing but the verdict.")
 @click.option("--log", help="tensorboard: scalars, histograms, options and a film go to RUN/tensorboard.")
 def distill(teacher: str | None, config_file: str | None, resume: str | None, show: bool, quiet: bool, log: str | None, out: str | None, format_: str | None, terms: str | None, teachers: str | None, **flags: Any) -> int:
-    r"""Make a student of TEACHER, a policy's file, folder or address.
+    """Make a student of TEACHER, a policy's file, folder or address.
 
     \b
     distillrl distill teacher.zip --env LunarLander-v3 --student mlp:16x16
@@ -138,7 +138,7 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
     distillrl distill --resume runs/lander
 
     Exit code 0: the aim was reached; 1: it was not; 2: something was wrong, in a sentence.
-    """
+    """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.console import Display, print_verdict
 
     several = tuple(part.strip() for part in teachers.split(",") if part.strip()) if teachers is not None else None
@@ -254,12 +254,12 @@ def evaluate(policy: str, teacher: str | None, episodes: int, margin: float, as_
 @click.option("--sampled", is_flag=True, help="Play samples of the policy, not its most likely actions.")
 @click.option("--noise", type=float, default=0.0, help="Share of random actions; of a box, the deviation added, in halves of its range.")
 def record(teacher: str, episodes: int | None, steps: int | None, out: str, sampled: bool, noise: float, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
-    r"""Record play of TEACHER as a data set, with what it says of each step: distribution, value, Q.
+    """Record play of TEACHER as a data set, with what it says of each step: distribution, value, Q.
 
     \b
     distillrl record teacher.zip --env LunarLander-v3 --episodes 50 --out play
     distillrl distill --data play --student mlp:64x64
-    """
+    """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.recording import record as work
     from distillrl.teachers import Options
 
@@ -398,14 +398,14 @@ _STEP_OPTIONS = [
 @_with(_TEACHER_OPTIONS)
 @_with(_STEP_OPTIONS)
 def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: str | None, retention: float, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
-    r"""Make STUDENT, a run's student.safetensors, smaller while it holds: prune, distil anew, quantise, re-measure. Budgets are a step's.
+    """Make STUDENT, a run's student.safetensors, smaller while it holds: prune, distil anew, quantise, re-measure. Budgets are a step's.
 
     \b
     distillrl compress runs/lander/student.safetensors --teacher teacher.zip --prune 0.8 --quantise int8
     distillrl compress S.safetensors --teacher T.zip --env CartPole-v1 --prune 0.9 --sparse --quantise int4 --retention 0.95
 
     Exit code 0: all of it held; 1: the last file that held was kept, or none did; 2: something was wrong, in a sentence.
-    """
+    """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.compression import compress as work
     from distillrl.compression import sentences
     from distillrl.console import Display, print_verdict
@@ -436,14 +436,14 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
 @_with(_STEP_OPTIONS)
 @click.option("--see", help="What the students see, as in distill.")
 def search(teacher: str, retention: float, sizes: str | None, max_parameters: int | None, max_bytes: str | None, max_latency: str | None, latency_of: str, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
-    r"""Find the smallest student of TEACHER that holds its return: all sizes learn at once, and race.
+    """Find the smallest student of TEACHER that holds its return: all sizes learn at once, and race.
 
     \b
     distillrl search teacher.zip --env LunarLander-v3 --retention 0.97 --max-latency 20us
     distillrl search teacher.zip --env CartPole-v1 --sizes 'mlp:, mlp:4, tree:leaves=8' --max-parameters 100
 
     Exit code 0: a size passed; 1: none did; 2: something was wrong, in a sentence.
-    """
+    """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl import limits
     from distillrl.console import Display, print_verdict
     from distillrl.search import search as work
