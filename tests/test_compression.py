@@ -349,3 +349,22 @@ def test_the_command_says_what_is_wrong(student, tmp_path):
     broken.write_bytes(student.read_bytes()[:-20])
     done = runner.invoke(main, ["compress", str(broken), "--teacher", "none.zip", "--prune", "0.5"], standalone_mode=False)
     assert isinstance(done.exception, Failed)
+
+
+def test_ctrl_c_keeps_the_last_file_that_held(student, tmp_path, judge, monkeypatch):
+    judge(0)
+    plain = compression.distill
+    calls = []
+
+    def broken_off(*given, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(*given, **more)
+
+    monkeypatch.setattr(compression, "distill", broken_off)
+    with pytest.raises(KeyboardInterrupt, match="the last file that held"):
+        compressed(student, tmp_path / "out", prune=0.8)
+    kept = shrinking.held_parameters(tmp_path / "out" / "student.safetensors")
+    assert kept.acting_parameters() < shrinking.held_parameters(student).acting_parameters()
+    assert len(json.loads((tmp_path / "out" / "compression.json").read_text())["steps"]) == 2

@@ -226,3 +226,19 @@ def test_what_is_over_a_limit_does_not_begin(tmp_path, monkeypatch):
     assert row["left"].startswith("over the limit")
     assert row["retention"] is None
     assert row["latency"] > 0
+
+
+def test_ctrl_c_leaves_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(racing, "FIRST", 300)
+    plain, rounds = search._round, []
+
+    def broken_off(race):
+        rounds.append(1)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        plain(race)
+
+    monkeypatch.setattr(search, "_round", broken_off)
+    with pytest.raises(KeyboardInterrupt, match="a search begins anew"):
+        found(tmp_path / "out", sizes=("mlp:", "mlp:4"), retention=1.9)
+    assert json.loads((tmp_path / "out" / "frontier.json").read_text())["winner"] is None

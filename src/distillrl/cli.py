@@ -412,8 +412,12 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
 
     env = flags.pop("env")
     settled = configuration.with_changes(configuration.Config(env_steps=60_000), {"format": format_, **flags})
-    with Display(quiet) as display:
-        made = work(student, teacher, env, prune=prune, sparse=sparse, quantise=quantise, retention=retention, episodes=episodes, out=out, config=settled, show=display)
+    try:
+        with Display(quiet) as display:
+            made = work(student, teacher, env, prune=prune, sparse=sparse, quantise=quantise, retention=retention, episodes=episodes, out=out, config=settled, show=display)
+    except KeyboardInterrupt as stopped:
+        click.echo(str(stopped) or "interrupted", err=True)
+        return 130
     if made.policy is not None:
         print_verdict(made.verdict)
         click.echo(f"student: {made.folder / 'student.safetensors'}")
@@ -451,8 +455,12 @@ def search(teacher: str, retention: float, sizes: str | None, max_parameters: in
 
     within = limits.Limits(max_parameters, limits.size(max_bytes) if max_bytes is not None else None, limits.duration(max_latency) if max_latency is not None else None, latency_of)
     settled = configuration.with_changes(configuration.Config(env_steps=150_000), {"format": format_, **{k: v for k, v in flags.items() if k != "env"}})
-    with Display(quiet) as display:
-        found = work(teacher, flags["env"], retention=retention, sizes=limits.words(sizes) if sizes is not None else None, limits=within, episodes=episodes, out=out, config=settled, show=display)
+    try:
+        with Display(quiet) as display:
+            found = work(teacher, flags["env"], retention=retention, sizes=limits.words(sizes) if sizes is not None else None, limits=within, episodes=episodes, out=out, config=settled, show=display)
+    except KeyboardInterrupt as stopped:
+        click.echo(str(stopped) or "interrupted", err=True)
+        return 130
     if found.policy is not None:
         print_verdict(found.verdict)
         click.echo(f"student: {found.folder / 'student.safetensors'}")

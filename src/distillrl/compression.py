@@ -92,6 +92,7 @@ def compress(
     rungs = shrinking.ladder(policy, prune, sparse, quantise)
     settled = configuration.with_changes(config or Config(env_steps=60_000), {"teacher": str(teacher) if isinstance(teacher, str | Path) else None, "env": env if isinstance(env, str) else None})
     target = env if env is not None else settled.env or policy.info.get("environment")
+    settled = settled if env is not None else _as_it_was(settled, policy)
     settled = replace(settled, student=policy.family, until="none", init=None, verdict_episodes=STEP_EPISODES)
     setup = settle(settled, teacher, target)
     if found := envs.differences(policy.spec, setup.spec):
@@ -103,9 +104,19 @@ def compress(
     try:
         reached = _climb(work, path, policy, rungs)
     except KeyboardInterrupt:
-        _close(work, path, began, False)
-        raise KeyboardInterrupt(f"interrupted; the last file that held is {work.folder.student if work.kept else 'none yet'}") from None
+        said = "nothing was shown to hold yet"
+        if work.kept is not None:
+            _keep(work, path)
+            said = f"the last file that held is {work.folder.student}, {work.labels[-1]}"
+        raise KeyboardInterrupt(f"interrupted; {said}; its steps so far are in {work.folder.path / LOG}") from None
     return _close(work, path, began, reached)
+
+
+def _as_it_was(config: Config, policy: Any) -> Config:
+    """The environment made as it was for the student, where nothing else is said."""
+    made_of = (policy.info.get("provenance") or {}).get("config") or {}
+    kwargs = config.env_kwargs or made_of.get("env_kwargs") or {}
+    return replace(config, env_kwargs=kwargs, max_episode_steps=config.max_episode_steps or made_of.get("max_episode_steps"))
 
 
 def _nothing(metrics: Mapping[str, Any]) -> None:
@@ -223,15 +234,7 @@ def _close(work: _Work, path: Path, began: float, reached: bool) -> Compression:
     if work.kept is None:
         return Compression(work.folder.path, None, rows, {}, False)
     kept = next(r for r in reversed(rows) if work.folder.path / r["file"] == work.kept)
-    header, tensors = artifact.load(work.kept)
-    header["provenance"] = {**(header.get("provenance") or {}), "compressed": work.labels[1:]}
-    artifact.save(work.folder.student, header, tensors)
-    own = work.kept.parent / "config.toml"
-    work.folder.write_config(Folder(own.parent).read_config() if own.exists() else replace(work.setup.config, init=str(path)))
-    metrics = work.kept.parent / "metrics.jsonl"
-    if metrics.exists():
-        artifact.write_bytes(work.folder.path / "metrics.jsonl", metrics.read_bytes())
-    student = students.build(*artifact.load(work.folder.student))
+    student = _keep(work, path)
     setup, bytes_ = work.setup, work.folder.student.stat().st_size
     measured = evaluation.verdict(setup.options, setup.spec, VERDICT_EPISODES, work.config.seed, student=student, teacher=setup.teacher, sizes={"student": bytes_, "teacher": setup.teacher_bytes})
     verdict = {
@@ -253,6 +256,20 @@ def _close(work: _Work, path: Path, began: float, reached: bool) -> Compression:
     }
     work.folder.write_verdict(verdict)
     return Compression(work.folder.path, Player(student), rows, verdict, reached)
+
+
+def _keep(work: _Work, path: Path) -> Any:
+    """Put the kept file, and what it was made by, in the folder's own place; the policy of it."""
+    assert work.kept is not None
+    header, tensors = artifact.load(work.kept)
+    header["provenance"] = {**(header.get("provenance") or {}), "compressed": work.labels[1:]}
+    artifact.save(work.folder.student, header, tensors)
+    own = work.kept.parent / "config.toml"
+    work.folder.write_config(Folder(own.parent).read_config() if own.exists() else replace(work.setup.config, init=str(path)))
+    metrics = work.kept.parent / "metrics.jsonl"
+    if metrics.exists():
+        artifact.write_bytes(work.folder.path / "metrics.jsonl", metrics.read_bytes())
+    return students.build(*artifact.load(work.folder.student))
 
 
 def sentences(made: Compression) -> list[str]:

@@ -119,7 +119,11 @@ def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, ep
         learning = [e for e in entries if e.racing]
         race = _Race(setup, state, entries, seated(setup, state, [e.policy for e in learning]), referee, folder, show)
         _reorder(race)
-        _run(race)
+        try:
+            _run(race)
+        except KeyboardInterrupt:
+            _write(race, limits, None)
+            raise KeyboardInterrupt(f"interrupted at {state.progress.env_steps:,} steps; what was measured so far is in {folder.path / 'frontier.json'}; a search begins anew") from None
     finally:
         state.drive.vector.close()
     return _close(race, limits, began)
@@ -246,15 +250,9 @@ def _note(race: _Race, entry: Entry, found: Finding, policy: Any) -> None:
 
 def _close(race: _Race, limits: Limits, began: float) -> Found:
     """The smallest that passed, as a run folder with its verdict; the frontier beside it."""
-    rows = tuple(_row(e) for e in sorted(race.entries, key=lambda e: e.order))
     winner = min((e for e in race.entries if e.passed), key=lambda e: e.order, default=None)
     work = time.perf_counter() - began
-    data = {"aim": race.referee.aim, "winner": winner.word if winner else None, "limits": {k: getattr(limits, k) for k in ("parameters", "bytes", "latency", "measured_as")}, "sizes": rows}
-    artifact.write_bytes(race.folder.path / "frontier.json", (json.dumps(data, indent=1) + "\n").encode())
-    try:
-        frontier.draw(data, race.folder.path)
-    except Missing as missing:
-        race.show({"note": str(missing)})
+    rows = _write(race, limits, winner)
     if winner is None:
         return Found(race.folder.path, None, rows, {}, False)
     assert winner.saved is not None
@@ -285,6 +283,18 @@ def _close(race: _Race, limits: Limits, began: float) -> Found:
     }
     race.folder.write_verdict(verdict)
     return Found(race.folder.path, Player(student), rows, verdict, True)
+
+
+def _write(race: _Race, limits: Limits, winner: Entry | None) -> tuple[Mapping[str, Any], ...]:
+    """frontier.json and its pictures; every size, the smallest first."""
+    rows = tuple(_row(e) for e in sorted(race.entries, key=lambda e: e.order))
+    data = {"aim": race.referee.aim, "winner": winner.word if winner else None, "limits": {k: getattr(limits, k) for k in ("parameters", "bytes", "latency", "measured_as")}, "sizes": rows}
+    artifact.write_bytes(race.folder.path / "frontier.json", (json.dumps(data, indent=1) + "\n").encode())
+    try:
+        frontier.draw(data, race.folder.path)
+    except Missing as missing:
+        race.show({"note": str(missing)})
+    return rows
 
 
 def _row(entry: Entry) -> dict[str, Any]:
