@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 import distillrl
-from distillrl import distillation, envs, hardcases
+from distillrl import distillation, envs, hardcases, selecting
 from distillrl.config import Config, Phase
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
@@ -113,3 +113,18 @@ def test_chosen_episodes_are_those_of_the_stream():
     vector = envs.make(EnvOptions(Trap, backend="gymnasium:1"), 2, Seeds(5, "hard", (7, 2)))
     other = envs.make(EnvOptions(Trap, backend="gymnasium:1"), 8, seeds)
     assert np.array_equal(vector.reset()["obs"].copy(), other.reset()["obs"][[7, 2]])
+
+
+def test_the_best_of_many_candidates_is_confirmed_on_more_seeds(tmp_path, monkeypatch):
+    asked = []
+    play = selecting.evaluation.play
+
+    def counted(policy, options, episodes, seeds, **rest):
+        if seeds.stream == "select":
+            asked.append((episodes, seeds.chosen))
+        return play(policy, options, episodes, seeds, **rest)
+
+    monkeypatch.setattr(selecting.evaluation, "play", counted)
+    run(tmp_path, env_steps=5000, worst_of=0, until="none")
+    assert (36, tuple(range(12, 48))) in asked
+    assert asked.count((12, ())) >= 3

@@ -16,6 +16,9 @@ from distillrl.settling import Setup, State, generator
 FREE_EVALUATIONS = 4
 """Evaluations before their steps are held to a fifth of all: a run of a few thousand steps needs them all the same."""
 
+CONFIRMED = 4
+"""Times as many selecting episodes that a fitted student plays before it is taken for the best so far."""
+
 
 def spent_budget(config: Config, state: State) -> str:
     """Which budget is spent, if one is."""
@@ -82,6 +85,8 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     mean = float(played.returns.mean())
     state.evaluations += 1
     state.evaluation_steps += played.steps
+    if getattr(student, "grown", False) and (state.best is None or mean >= state.best["mean"]):
+        mean = _confirmed(setup, state, student, played.returns.sum())
     state.next_evaluation = int(state.progress.env_steps * 1.3) if not state.progress.rounds else int(offline.RARER * (state.progress.round + 1))
     found: dict[str, Any] = {}
     figures = {"return": mean, "agreement": played.agreement, "retention": None}
@@ -90,13 +95,22 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     state.evaluation_seconds += time.perf_counter() - began
     reached = goal is not None and (value := figures[goal[0]]) is not None and value >= goal[1]
     state.hard["judged"] = None
-    if reached and config.worst_of:
+    if reached and _searches(config, state):
         found = hardcases.search(setup, state)
     state.reached = state.reached or reached
     _keep_best(state, student, mean)
     returns = {who: state.baseline[who] for who in ("teacher",) if who in state.baseline}
     state.progress = replace(state.progress, returns={**returns, "student": mean})
     return {"return.student": mean, "return.teacher": returns.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
+
+
+def _confirmed(setup: Setup, state: State, student: Any, total: float) -> float:
+    """The mean over CONFIRMED times as many selecting seeds: the best of many candidates by few episodes is mostly the luckiest."""
+    count = setup.config.select_episodes
+    further = tuple(range(count, CONFIRMED * count))
+    more = evaluation.play(student, setup.options, len(further), Seeds(setup.config.seed, "select", further))
+    state.evaluation_steps += more.steps
+    return float(total + more.returns.sum()) / (CONFIRMED * count)
 
 
 def _keep_best(state: State, student: Any, mean: float) -> None:
@@ -114,4 +128,9 @@ def _keep_best(state: State, student: Any, mean: float) -> None:
 def settled(config: Config, state: State) -> bool:
     """Whether the run has what it looked for: its aim on average, and then on as many starts as were asked for."""
     judged = state.hard["judged"]
-    return bool(judged and judged["passed"]) if config.worst_of else state.reached
+    return bool(judged and judged["passed"]) if _searches(config, state) else state.reached
+
+
+def _searches(config: Config, state: State) -> bool:
+    """Whether bad starts are looked for: it was asked for, and there is a teacher to compare with."""
+    return bool(config.worst_of) and "teacher_worst" in state.baseline
