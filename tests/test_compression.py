@@ -368,3 +368,21 @@ def test_ctrl_c_keeps_the_last_file_that_held(student, tmp_path, judge, monkeypa
     kept = shrinking.held_parameters(tmp_path / "out" / "student.safetensors")
     assert kept.acting_parameters() < shrinking.held_parameters(student).acting_parameters()
     assert len(json.loads((tmp_path / "out" / "compression.json").read_text())["steps"]) == 2
+
+
+def test_a_student_of_images_is_thinned_and_quantised_with_its_convolutions():
+    policy = made("cnn:4:8")
+    obs = observations(policy.spec, 40, 2)
+    seen: dict[str, list[torch.Tensor]] = {}
+    with calibration._noting(policy, seen), torch.no_grad():
+        before = policy.act(obs, {}, None)[0].action.logits
+    read = {name: torch.cat(values) for name, values in seen.items()}
+    masks = pruning.thinned(policy, 0.5, read)
+    assert any(mask.dim() == 4 for mask in masks.values())
+    assert sum(int(m.sum()) for m in masks.values()) == pytest.approx(0.5 * sum(m.numel() for m in masks.values()), rel=0.02)
+    header, tensors, _ = shrinking._whole(policy, 8, read)
+    small = students.build(header, tensors)
+    with torch.no_grad():
+        after = small.act(obs, {}, None)[0].action.logits
+    assert float((before - after).abs().max()) < 0.1 * float(before.std()) + 0.01
+    assert len(artifact.dumps(header, tensors)) < 0.6 * len(artifact.dumps(policy.header(), policy.artifact_tensors()))

@@ -70,9 +70,10 @@ def round_inputs(policy: Network, seen: dict[str, Tensor]) -> dict[str, tuple[in
     What comes from the observation has a step for each number, what comes from inside one for the layer.
     """
     made: dict[str, tuple[int, int]] = {}
-    for k, (name, layer) in enumerate(list(compact.dense_layers(policy))):
+    first = next(iter(policy.body.children()), policy.out)  # behind convolutions no dense layer reads the observation
+    for name, layer in list(compact.dense_layers(policy)):
         half = compact.half_of(layer.in_features)
-        inverse, zero = compact.span(seen[name], k == 0, half)
+        inverse, zero = compact.span(seen[name], layer is first, half)
         made[name] = (half, len(inverse))
         compact.wear(policy, compact.Compact({}, {name: made[name]}))
         rounded = policy.get_submodule(name)

@@ -139,12 +139,16 @@ def _fitted(x: Tensor, keep: list[int], weight: Tensor) -> tuple[Tensor, Tensor]
     return fitted.float().contiguous(), bias.float()
 
 
+def weights(policy: Network) -> dict[str, Tensor]:
+    """The weights of its layers by name: what has rows of outputs. What the sense scales by is none."""
+    kept = policy.artifact_tensors()
+    return {name: kept[name] for name, p in policy.named_parameters() if p.dim() >= 2 and name in kept}
+
+
 def thinned(policy: Network, share: float, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks {weight: [same shape] bool} that leave out the least important ``share`` of all weights (biases stay)."""
     scores: dict[str, Tensor] = {}
-    for name, value in policy.artifact_tensors().items():
-        if value.dim() < 2 or ":" in name:
-            continue
+    for name, value in weights(policy).items():
         owner, _, which = name.rpartition(".")
         x = seen.get(f"{owner}.h" if which == "weight_hh" else owner)
         spread = torch.ones(value.shape[1]) if x is None or x.dim() != 2 else x.std(0)

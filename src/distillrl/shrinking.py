@@ -136,8 +136,7 @@ def _with(base: Network, how: compact.Compact) -> tuple[dict[str, Any], dict[str
 def _whole(base: Network, bits: int, seen: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor], bool]:
     """Weights of ``bits``, inputs of dense layers of 12: of 8 bits ready as it is, of fewer to be learnt on the grid."""
     made = copy.deepcopy(base)
-    weights = {name: t for name, t in base.artifact_tensors().items() if t.dim() >= 2}
-    forms = {name: Form(tuple(t.shape), bits, _sparse(base, name)) for name, t in weights.items()}
+    forms = {name: Form(tuple(t.shape), bits, _sparse(base, name)) for name, t in pruning.weights(base).items()}
     # A recurrent cell's own sums are not rounded: an error in its memory would be carried on.
     rounded = {} if made.init(1) else calibration.round_inputs(made, dict(seen))
     made.compact = compact.Compact(forms, rounded, packed=False)
