@@ -168,6 +168,14 @@ def zeros() -> Network:
     return policy
 
 
+def grid() -> Network:
+    """A small image of bytes, turned and then normalised, before convolutions."""
+    policy = mlp("cnn:3-4:6", FOUR, {"obs": Group((6, 6, 2), "uint8", (), 0.0, 255.0)})
+    mean = torch.linspace(1, 90, 72).reshape(policy.sense.groups["obs"].shape)
+    policy.sense = policy.sense.with_step(Normalise.from_moments({"obs": (mean, mean * 40)}))
+    return policy
+
+
 def whole() -> Network:
     """Inputs and weights of whole numbers, as compress leaves them; the second layer mostly zeros."""
     policy = zeros()
@@ -220,6 +228,7 @@ CASES = {
     "norms": norms,
     "activations": activations,
     "zeros": zeros,
+    "grid": grid,
 }
 ROUNDED = {"whole": whole}
 """Those in which a number that lies between two steps may fall on either: not to be compared to 1e-5."""

@@ -130,7 +130,7 @@ def test_no_undefined_behaviour_whatever_the_input(case, plain, tmp_path):
         run("gcc", "-std=c99", "-g", "-O1", *sane, *flags, source, files.files[0], "-o", binary)
         good, bad, _ = map(int, run(binary, env={"ASAN_OPTIONS": "detect_leaks=1"}).split())
         assert good > 0
-        assert bad > 0 or case in {"frames"}  # an image has no bad bytes
+        assert bad > 0 or case in {"frames", "grid"}  # an image has no bad bytes
 
 
 def fuzzer(policy) -> str:

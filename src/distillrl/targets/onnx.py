@@ -223,7 +223,7 @@ def _pad(p: _Printer, op: steps.Pad) -> None:
 
 
 def _transpose(p: _Printer, op: steps.Transpose) -> None:
-    image = p.node("Reshape", [p.names[op.x], p.constant([-1, *p.plan.shapes[op.x]], "int64")])
+    image = p.node("Reshape", [p.floats(op.x), p.constant([-1, *p.plan.shapes[op.x]], "int64")])
     made = p.node("Transpose", [image], perm=[0, 3, 1, 2])
     p.node("Reshape", [made, p.constant([-1, p.plan.size(op.out)], "int64")], op.out)
 
