@@ -335,6 +335,18 @@ def test_safetensors_that_lie_are_refused(tmp_path: Path, change: dict[str, Any]
         load(tmp_path / "h.safetensors", Options(format="state_dict"), spec(6, 3))
 
 
+def test_tensors_that_share_bytes_are_bounded(tmp_path: Path) -> None:
+    """A few bytes under many names would take memory, or time, without bound."""
+    header = json.dumps({f"t{i}": {"dtype": "F32", "shape": [100, 100], "data_offsets": [0, 40000]} for i in range(300)}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(40000))
+    with pytest.raises(Failed, match="lie over one another"):
+        load(path, Options(), spec(5, 2))
+    shared = torch.zeros(200, 200)
+    with pytest.raises(Failed, match="share one storage"):
+        load(saved(tmp_path, {f"actor.{i}.weight": shared for i in range(0, 400, 2)}), Options(), spec(200, 200))
+
+
 def test_exported_weights_that_lie_are_refused(tmp_path: Path) -> None:
     def change(name: str, data: bytes) -> bytes:
         if not name.endswith("model_weights_config.json"):

@@ -256,10 +256,10 @@ def test_numbers_for_a_box_and_a_picture(tmp_path: Path) -> None:
 
 
 def test_the_key_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_KEY", "sesame")
+    monkeypatch.setenv("TEST_API_KEY", "sesame")
     requests: list[Any] = []
     with server(chat(requests, leaning)) as address:
-        policy = load(described(tmp_path, address, key_env="TEST_KEY"), Options(), CARTPOLE)
+        policy = load(described(tmp_path, address, key_env="TEST_API_KEY"), Options(), CARTPOLE)
         policy.act({"obs": torch.ones(1, 4)}, {}, None)
     assert requests[0][1]["Authorization"] == "Bearer sesame"
     assert "sesame" not in (tmp_path / "answers.jsonl").read_text() + json.dumps(policy.info)
@@ -274,7 +274,10 @@ def test_the_key_is_sent_and_kept_nowhere(tmp_path: Path, monkeypatch: pytest.Mo
         ({"temprature": 1.0}, Misconfigured, "did you mean 'temperature'"),
         ({"votes": "many"}, Misconfigured, "int is right"),
         ({"images": ["obs"]}, Misconfigured, "uint8"),
-        ({"key_env": "NO_SUCH_KEY_HERE"}, Misconfigured, "no such environment variable"),
+        ({"key_env": "NO_SUCH_API_KEY"}, Misconfigured, "no such environment variable"),
+        ({"key_env": "HOME"}, Misconfigured, "ends in API_KEY"),
+        ({"cache": "../elsewhere.jsonl"}, Misconfigured, "beside this one"),
+        ({"otherwise": "UP"}, Misconfigured, "one of LEFT, RIGHT is right"),
         ({"kind": "opanai"}, Misconfigured, "did you mean 'openai'"),
     ],
 )
@@ -292,6 +295,28 @@ def test_answers_that_cant_be_understood_and_the_budget(tmp_path: Path) -> None:
             policy.act({"obs": torch.randn(5, 4)}, {}, None)
         with pytest.raises(Missing, match="--env"):
             load(described(tmp_path, address), Options())
+
+
+def test_what_an_answer_that_says_nothing_counts_as(tmp_path: Path) -> None:
+    with server(chat([], lambda prompt: "Hm." if float(prompt.split()[1].rstrip(";")) < 0 else "right")) as address:
+        policy = load(described(tmp_path, address, otherwise="LEFT"), Options(), CARTPOLE)
+        x = torch.tensor([[0.0, 0, -0.1, 0], [0, 0, 0.1, 0]])
+        assert policy.act({"obs": x}, {}, None)[0].action.mode.tolist() == [0, 1]
+        assert policy.cost()["misunderstood"] == 1
+
+
+def test_what_was_answered_is_kept_where_another_question_fails(tmp_path: Path) -> None:
+    with server(chat([], lambda prompt: leaning(prompt) if "nan" not in prompt and "0.9" not in prompt else "?")) as address:
+        policy = load(described(tmp_path, address, concurrency=1), Options(), CARTPOLE)
+        with pytest.raises(Failed, match="LEFT, RIGHT"):
+            policy.act({"obs": torch.tensor([[0.0, 0, -0.1, 0], [0, 0, 0.9, 0], [0, 0, 0.1, 0]])}, {}, None)
+        assert len((tmp_path / "answers.jsonl").read_text().splitlines()) >= 1
+
+
+def test_concurrency_is_the_users_word(tmp_path: Path) -> None:
+    assert load(described(tmp_path, "http://127.0.0.1:9", concurrency=2), Options(concurrency=5), CARTPOLE).client.concurrency == 5
+    with server(oip([-1, 3], [])) as address:
+        assert load(f"{address}/v2/models/x", Options(concurrency=3), BOX).client.concurrency == 3
 
 
 def test_templates_reach_nothing_but_numbers() -> None:

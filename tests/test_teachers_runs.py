@@ -148,3 +148,45 @@ def test_teachers_in_toml_are_a_list_of_texts() -> None:
         configuration.build({"teachers": "a,b"})
     with pytest.raises(Misconfigured, match="a list of texts is right"):
         configuration.build({"teachers": ["a", 1]})
+
+
+THEIRS = '''
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distillrl.actions import Head
+from distillrl.records import ActionSpace, Group, Spec
+from distillrl.senses import Sense
+from distillrl.students.networks import Network
+
+
+def sniff(path: Path) -> bool:
+    return path.suffix == ".theirs"
+
+
+def load(path, options, spec=None):
+    rows = json.loads(path.read_text())
+    groups, action = {"obs": Group((4,), "float32")}, ActionSpace("discrete", n=2)
+    out = nn.Linear(4, 2)
+    with torch.no_grad():
+        out.weight.copy_(torch.tensor(rows))
+        out.bias.zero_()
+    return Network(Spec(groups, action), Sense(groups), nn.Sequential(), out, Head.of("categorical", action), info={"format": "theirs"}).requires_grad_(False)
+'''
+
+
+def test_a_new_format_is_a_file_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distillrl import teachers
+
+    (tmp_path / "their_format.py").write_text(THEIRS)
+    (tmp_path / "pole.theirs").write_text(json.dumps([[0, 0, -5, -1.5], [0, 0, 5, 1.5]]))
+    monkeypatch.syspath_prepend(tmp_path)
+    import their_format  # type: ignore[import-not-found]  # just written
+
+    monkeypatch.setattr(teachers, "FORMATS", (*teachers.FORMATS, teachers.Format("theirs", "their format", their_format.sniff, "their_format")))
+    run = distillrl.distill(config=replace(SMALL, teacher=str(tmp_path / "pole.theirs")), out=tmp_path / "r")
+    assert run.verdict["teacher"]["return"]["mean"] == 40.0
+    assert teachers.load(tmp_path / "pole.theirs", teachers.Options(format="theirs")).info["format"] == "theirs"

@@ -125,7 +125,10 @@ def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
             from distillrl.teachers import remote
 
             return remote.load(str(source), options, spec)
-        return _load_path(Path(source), options, spec)
+        try:
+            return _load_path(Path(source), options, spec)
+        except (MemoryError, RecursionError) as error:
+            raise Failed(f"{str(source)[:200]} is refused: reading it takes more than there is ({type(error).__name__})") from None
     if all(hasattr(source, name) for name in ("act", "init", "spec", "gives")):
         return source
     from distillrl.teachers import live

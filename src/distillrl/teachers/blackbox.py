@@ -13,7 +13,7 @@ kept on disk, so that no state is asked about twice, in a resumed run neither; c
     price_in = 0.0                       # per million tokens
     price_out = 0.0
     cache = "answers.jsonl"              # beside the .toml
-    key_env = "OPENAI_API_KEY"           # the environment variable that holds the key, where one is needed
+    key_env = "OPENAI_API_KEY"           # the environment variable that holds the key, where one is needed; its name ends in API_KEY
     concurrency = 8
     retries = 3
     timeout = 60.0
@@ -123,6 +123,10 @@ def _asking(path: Path, given: Mapping[str, Any]) -> Asking:
         raise Misconfigured(f"{path}: kind = {asking.kind!r}{nearest(asking.kind, ['openai', 'oip'])}")
     if min(asking.votes, asking.max_calls, asking.max_tokens) < 1:
         raise Misconfigured(f"{path}: votes, max_calls and max_tokens must be at least 1")
+    if Path(asking.cache).name != asking.cache or asking.cache in {"", ".", ".."}:
+        raise Misconfigured(f"{path}: cache = {asking.cache!r}: the name of a file beside this one is right")
+    if asking.key_env and not asking.key_env.endswith("API_KEY"):
+        raise Misconfigured(f"{path}: key_env = {asking.key_env!r}: a variable whose name ends in API_KEY is right, as its value is sent to the address")
     return asking
 
 

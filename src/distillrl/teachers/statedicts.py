@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 MAX_HEADER = 4 << 20
+SHARED = 8
+"""How many times a file's size its tensors may come to: names that share a storage cost time, not bytes."""
 OURS = "distillrl"
 SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 
@@ -61,6 +63,8 @@ def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
     whole = dict(flat(tree))
     if not whole:
         raise Failed(f"{path} holds no tensors")
+    if sum(t.numel() * t.element_size() for t in whole.values()) > SHARED * path.stat().st_size + (1 << 20):
+        raise Failed(f"{path} is refused: its tensors are more than {SHARED} times its size, as many names share one storage")
     for key, tensor in whole.items():
         if tensor.is_floating_point() and "optim" not in key and not bool(torch.isfinite(tensor).all()):
             raise Failed(f"{path}: its tensor {key!r} holds NaN or infinity")
@@ -90,13 +94,16 @@ def _safetensors(data: bytes, where: str) -> dict[str, Tensor]:
         raise Failed(f"{where} is damaged: its header claims {size:,} bytes")
     header = read_json(data[8 : 8 + size], where)
     body = memoryview(data)[8 + size :]
-    made = {}
+    made, taken = {}, 0
     try:
         for name, told in header.items():
             if name != "__metadata__":
                 dtype, shape, (start, end) = SAFE_TYPES[told["dtype"]], [int(s) for s in told["shape"]], told["data_offsets"]
                 if min([0, start, end - start, *shape]) < 0 or end > len(body) or math.prod(shape) * dtype.itemsize != end - start:
                     raise Failed(f"{where}: the tensor {name[:80]!r} claims the shape {shape[:8]} and has {end - start} bytes")
+                taken += end - start
+                if taken > len(body):
+                    raise Failed(f"{where} is refused: its tensors lie over one another")
                 made[name] = torch.frombuffer(bytearray(body[start:end]), dtype=dtype).reshape(shape) if end > start else torch.empty(shape, dtype=dtype)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Failed(f"{where} is damaged: its header makes no sense ({type(error).__name__}: {str(error)[:80]})") from None
