@@ -190,3 +190,33 @@ def test_a_new_format_is_a_file_and_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     run = distillrl.distill(config=replace(SMALL, teacher=str(tmp_path / "pole.theirs")), out=tmp_path / "r")
     assert run.verdict["teacher"]["return"]["mean"] == 40.0
     assert teachers.load(tmp_path / "pole.theirs", teachers.Options(format="theirs")).info["format"] == "theirs"
+
+
+def test_a_vector_that_cant_be_replayed_is_reseeded_in_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As EnvPool's after 4096 ticks: the flagship's runs are that long. Resumed there, it gives the same student."""
+    import gymnasium
+    import torch
+
+    from distillrl import states
+
+    def leaning(obs: torch.Tensor) -> torch.Tensor:
+        lean = 5 * (obs[:, 2] + 0.3 * obs[:, 3])
+        return torch.stack([-lean, lean], -1)
+
+    monkeypatch.setattr(states, "RESEED_TICKS", 64)
+
+    def env() -> Any:
+        return gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("CartPole-v1", max_episode_steps=40)] * 4, autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP)
+
+    long = replace(SMALL, env=None, rounds=8, checkpoint_seconds=1e-9, max_episode_steps=None)
+    whole = distillrl.distill(leaning, env(), config=long, out=tmp_path / "whole")
+    assert whole.verdict["rounds"] == 8
+
+    def stop(metrics: Any) -> None:
+        if metrics.get("round") == 4:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        distillrl.distill(leaning, env(), config=long, out=tmp_path / "cut", show=stop)
+    distillrl.distill(leaning, env(), resume=tmp_path / "cut")
+    assert (tmp_path / "cut" / "student.safetensors").read_bytes() == (tmp_path / "whole" / "student.safetensors").read_bytes()

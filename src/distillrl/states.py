@@ -93,8 +93,7 @@ class Drive:
         self.index = np.arange(self.n, dtype=np.int64) + int(self.index.max()) + 1
         self._take(self.vector.reseed(int(self.index[0])), {})
         self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
-        self.ended[:] = False
-        self.starts[:] = True
+        self.ended, self.starts = np.zeros(self.n, dtype=bool), torch.ones(self.n, dtype=torch.bool)  # new ones: what a rollout gave may be an inference tensor
         self._fresh_at, self._history, self._first = self.ticks, [], self.ticks
         self._began[:] = self.ticks
 
