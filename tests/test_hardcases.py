@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 import distillrl
-from distillrl import distillation, envs, hardcases, selecting
+from distillrl import checkpoints, envs, hardcases, selecting
 from distillrl.config import Config, Phase
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
@@ -87,7 +87,7 @@ def test_a_budget_that_ends_first_says_so(tmp_path):
 def test_an_interrupted_search_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     settings = {"student": "tree:leaves=2", "env_steps": 6000, "until": "retention=0.5"}
     whole = run(tmp_path, **settings)
-    monkeypatch.setattr(distillation, "_save", interrupting(distillation._save))
+    monkeypatch.setattr(checkpoints, "save", interrupting(checkpoints.save))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, name="s", checkpoint_seconds=1e-9, **settings)
     monkeypatch.undo()
