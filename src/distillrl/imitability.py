@@ -144,13 +144,16 @@ def _spread(view: Tensor, label: Prediction, episode: Tensor) -> tuple[str, floa
 
 
 def _history(view: Tensor, starts: Tensor) -> Tensor:
-    """[T, N, HISTORY · F] the last observations side by side; an episode's first one where there is no older one."""
+    """[T, N, 3 · F] what is seen, and how it changed since the last step and over HISTORY observations (0 before an episode's first).
+
+    Differences, not the earlier observations: these lie so close together that their distances would say nothing of a speed.
+    """
     steps = torch.arange(len(view)).unsqueeze(-1).expand(starts.shape)
     begin = torch.where(starts, steps, torch.zeros_like(steps)).cummax(0).values
-    parts = []
-    for lag in range(HISTORY):
+    parts = [view]
+    for lag in (1, HISTORY - 1):
         at = torch.maximum(steps - lag, begin).unsqueeze(-1).expand_as(view)
-        parts.append(view.gather(0, at))
+        parts.append(view - view.gather(0, at))
     return torch.cat(parts, -1)
 
 
