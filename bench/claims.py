@@ -52,9 +52,9 @@ def _settings(n_steps: int, batch_size: int, n_epochs: int, gamma: float, gae_la
 ZOO_CARTPOLE = Recipe(8, settings=_settings(32, 256, 20, 0.98, 0.8, 1e-3))
 OFTEN_CARTPOLE = Recipe(8, linear=False, settings=_settings(64, 64, 10, 0.98, 0.8, 2e-3))
 ZOO_LANDER = Recipe(16, linear=False, settings=_settings(1024, 64, 4, 0.999, 0.98, 3e-4, 0.01))
-LANDER = Recipe(16, settings=_settings(128, 64, 4, 0.999, 0.98, 1e-3, 0.01))
-QUICK_LANDER = Recipe(8, normalize=True, settings=_settings(128, 64, 10, 0.99, 0.95, 1e-3, 0.01))
-LANDER_NORMALISED = Recipe(16, normalize=True, settings=_settings(128, 64, 4, 0.999, 0.98, 1e-3, 0.01))
+SHORT_LANDER = Recipe(16, settings=_settings(128, 64, 4, 0.999, 0.98, 1e-3, 0.01))
+NORMALISED_LANDER = Recipe(16, normalize=True, settings=_settings(128, 64, 4, 0.999, 0.98, 1e-3, 0.01))
+LANDER = Recipe(8, normalize=True, settings=_settings(128, 64, 10, 0.99, 0.95, 1e-3, 0.01))
 INVADERS = Recipe(16, settings=_settings(128, 256, 4, 0.99, 0.95, 1e-3, 0.01))
 QUICK_INVADERS = Recipe(8, settings=_settings(128, 64, 4, 0.99, 0.95, 1e-3, 0.01))
 WALKER = Recipe(16, normalize=True, settings=_settings(256, 128, 10, 0.99, 0.95, 5e-4))
@@ -62,7 +62,7 @@ QUICK_WALKER = Recipe(8, normalize=True, settings=_settings(256, 64, 10, 0.99, 0
 
 CASES = (
     Case("ppo_cartpole.zip", "CartPole-v1", "mlp:16x16", 5_000, ZOO_CARTPOLE, ZOO_CARTPOLE, others=(ZOO_CARTPOLE, OFTEN_CARTPOLE)),
-    Case("ppo_lunar.zip", "LunarLander-v3", "mlp:16x16", 10_000, QUICK_LANDER, LANDER, others=(ZOO_LANDER, LANDER, QUICK_LANDER, LANDER_NORMALISED)),
+    Case("ppo_lunar.zip", "LunarLander-v3", "mlp:16x16", 10_000, LANDER, LANDER, others=(ZOO_LANDER, SHORT_LANDER, NORMALISED_LANDER, LANDER)),
     Case("ppo/MinAtar/SpaceInvaders-v1/model.zip", "games:MinAtar/SpaceInvaders-v1", "mlp:32x32", 20_000, QUICK_INVADERS, INVADERS, others=(INVADERS, QUICK_INVADERS)),
     Case("ppo/BipedalWalker-v3/model.zip", "BipedalWalker-v3", "mlp:32x32", 30_000, QUICK_WALKER, WALKER, 30, 10, others=(WALKER, QUICK_WALKER)),
 )

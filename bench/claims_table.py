@@ -187,7 +187,10 @@ def no_help(seen: Sequence[Seen]) -> str:
     for case in seen:
         name, conditions = case.plan.case.env.rpartition(":")[2], ["unseen", *case.conditions()]
         against = {c: g for c in conditions if (g := shown(case, c, "scratch10")) is not None}
+        small = [c for c in conditions if (g := shown(case, c, "scratch")) is not None and g.high < 0]
         behind = {c: g for c in conditions if (g := shown(case, c, "teacher")) is not None}
+        if small:
+            found.append(f"{name}: even the network that PPO trained with as few steps is **better** under: {_named(small)}.")
         if worse := [c for c, g in against.items() if g.high < 0]:
             found.append(f"{name}: the network that PPO trained with ten times the steps is **better** under: {_named(worse)}.")
         if equal := [c for c, g in against.items() if g.low <= 0 <= g.high]:
