@@ -279,8 +279,10 @@ def main() -> None:
     first = [plan.jobs[who][i] for plan in plans for i in range(len(seeds)) for who in ("teacher", "distilled", "scratch")]
     jobs = first + [job for plan in plans for job in plan.jobs["scratch10"]]  # the dearest last
     missing = run(cells, jobs, workers=given.workers, seconds=given.seconds, fresh=given.fresh)
-    seen = [look(cells, made) for made in plans]
-    text = heading(seen, cells, seeds) + "\n" + table(seen) + "\n\n## Where distilling does not help\n\n" + no_help(seen)
+    looked = [look(cells, made) for made in plans]
+    seen = [s for s in looked if s.cells["teacher"]]
+    left = [s.plan.case.env.rpartition(":")[2] for s in looked if not s.cells["teacher"]]
+    text = heading(seen, cells, seeds) + (f"Not measured yet: {', '.join(left)}.\n" if left else "") + "\n" + table(seen) + "\n\n## Where distilling does not help\n\n" + no_help(seen)
     print(text)
     if not (given.print or given.quick or given.only or len(plans) < len(CASES)):
         between(ROOT / "docs" / "claims.md", "bench-claims", text)
