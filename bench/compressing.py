@@ -1,9 +1,10 @@
 """The table of docs/shipping.md on compression: students of real teachers pruned and quantised as far as they hold.
 
     PYTHONPATH=src python bench/compressing.py run ../shared/teachers/ppo_lunar.zip LunarLander-v3 --seed 0 --out cells/lunar-0.json
+    PYTHONPATH=src python bench/compressing.py of runs/pruned runs/int3 --teacher ../shared/teachers/ppo_lunar.zip --env LunarLander-v3 --out cells/lunar-1.json
     PYTHONPATH=src python bench/compressing.py page cells/*.json          # into docs/shipping.md, between its markers
 
-A run distils the student, compresses it, and keeps the steps that were measured; a few minutes each.
+A run distils the student, compresses it, and keeps the steps that were measured; a few minutes each. ``of`` takes folders that `distillrl compress` wrote, one made from the other.
 """
 
 from __future__ import annotations
@@ -41,6 +42,18 @@ def run(given: argparse.Namespace) -> None:
     told |= {"prune": given.prune, "sparse": given.sparse, "quantise": given.quantise, "retention": given.retention, "env_steps": given.env_steps}
     Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     Path(given.out).write_text(json.dumps({**told, "steps": list(made.steps), "reached": made.reached}, indent=1) + "\n", encoding="utf-8")
+
+
+def of(given: argparse.Namespace) -> None:
+    """The cell of folders that the command line wrote; the start of all but the first is left out, it is the end of the one before."""
+    from distillrl.loading import load
+
+    steps = []
+    for folder in given.folders:
+        own = json.loads((folder / "compression.json").read_text(encoding="utf-8"))["steps"]
+        steps += own if not steps else own[1:]
+    told = {"teacher": given.teacher.name, "teacher_parameters": load(given.teacher).policy.acting_parameters(), "env": given.env, "seed": given.seed, "sparse": False}
+    given.out.write_text(json.dumps({**told, "steps": steps}, indent=1) + "\n", encoding="utf-8")
 
 
 def table(cells: list[dict]) -> str:
@@ -84,6 +97,13 @@ def main() -> None:
     one.add_argument("--env-steps", type=int, default=30_000, help="of a step; the student is distilled with twice as many")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", required=True)
+    made = verbs.add_parser("of")
+    made.set_defaults(work=of)
+    made.add_argument("folders", nargs="+", type=Path)
+    made.add_argument("--teacher", type=Path, required=True)
+    made.add_argument("--env", required=True)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, required=True)
     both = verbs.add_parser("page")
     both.set_defaults(work=page)
     both.add_argument("cells", nargs="+")

@@ -386,3 +386,13 @@ def test_a_student_of_images_is_thinned_and_quantised_with_its_convolutions():
         after = small.act(obs, {}, None)[0].action.logits
     assert float((before - after).abs().max()) < 0.1 * float(before.std()) + 0.01
     assert len(artifact.dumps(header, tensors)) < 0.6 * len(artifact.dumps(policy.header(), policy.artifact_tensors()))
+
+
+@pytest.mark.parametrize(("word", "less"), [("linear-tree:leaves=6", "linear-tree:leaves=3"), ("forest:trees=3,leaves=8", "forest:trees=3,leaves=4"), ("poly:degree=2,terms=10", "poly:degree=2,terms=5")])
+def test_half_of_a_fitted_student_is_half_of_its_leaves_or_terms(word, less):
+    from export_cases import FOUR, fitted
+
+    found = shrinking.smaller_word(fitted(word, FOUR), 0.5)
+    kind, count = less.rsplit("=", 1)
+    assert found.rsplit("=", 1)[0] == kind
+    assert 1 <= int(found.rsplit("=", 1)[1]) <= int(count)

@@ -92,7 +92,8 @@ def search(
     for word in given:
         students.check(word)
     base = configuration.with_changes(config or Config(env_steps=150_000), {"teacher": str(teacher) if isinstance(teacher, str | Path) else None, "env": env if isinstance(env, str) else None})
-    setup = settle(replace(base, student=given[-1], until=f"retention={retention}"), teacher, env)
+    lead = next((w for w in reversed(given) if not students.grown(w)), given[-1])  # what networks learn by, trees need not read
+    setup = settle(replace(base, student=lead, until=f"retention={retention}"), teacher, env)
     before = torch.get_num_threads()
     torch.set_num_threads(setup.config.threads)
     try:

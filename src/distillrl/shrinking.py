@@ -101,8 +101,11 @@ def smaller_word(policy: Any, gone: float) -> str:
     kind, _, text = policy.family.partition(":")
     option = GROWN[kind]
     given = dict(p.partition("=")[::2] for p in text.split(",") if p)
-    trees = len(policy.model.trees) if isinstance(policy.model, Forest) else 1
-    there = int(given[option]) if option == "terms" and option in given else policy.model.size() // trees
+    if option == "terms":
+        there = int(given.get(option) or policy.model.size())
+    else:
+        trees = policy.model.trees if isinstance(policy.model, Forest) else [getattr(policy.model, "tree", policy.model)]
+        there = max(tree.size() for tree in trees)
     given[option] = str(max(2 if option == "leaves" else 1, round(there * (1 - gone))))
     return f"{kind}:" + ",".join(f"{k}={v}" if v else k for k, v in given.items())
 
