@@ -20,7 +20,7 @@ from distillrl.students.networks import Network, parse_mlp
 
 GATES = {"gru": 3, "lstm": 4}
 LEAST = 2
-"""Neurons that each layer keeps."""
+"""Neurons that each layer keeps; weights that each input and output of a layer keeps."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,17 @@ def weights(policy: Network) -> dict[str, Tensor]:
     return {name: kept[name] for name, p in policy.named_parameters() if p.dim() >= 2 and name in kept}
 
 
+def _kept_whole(score: Tensor, weight: Tensor) -> Tensor:
+    """The strongest ``LEAST`` weights of each input and of each output can't go: an input that rarely moves may be what the end hangs on."""
+    if score.dim() != 2:
+        return score
+    kept = score.clone()
+    for axis in (0, 1):
+        top = score.topk(min(LEAST, score.shape[axis]), axis).indices
+        kept.scatter_(axis, top, torch.inf)
+    return torch.where(weight == 0, score, kept)
+
+
 def thinned(policy: Network, share: float, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks {weight: [same shape] bool} that leave out the least important ``share`` of all weights (biases stay)."""
     scores: dict[str, Tensor] = {}
@@ -153,8 +164,9 @@ def thinned(policy: Network, share: float, seen: Mapping[str, Tensor]) -> dict[s
         x = seen.get(f"{owner}.h" if which == "weight_hh" else owner)
         spread = torch.ones(value.shape[1]) if x is None or x.dim() != 2 else x.std(0)
         score = value.abs() * spread.reshape(1, -1, *[1] * (value.dim() - 2))
-        scores[name] = score / score.norm().clamp_min(1e-12) * math.sqrt(score.numel())
+        scores[name] = _kept_whole(score / score.norm().clamp_min(1e-12) * math.sqrt(score.numel()), value)
     whole = torch.cat([s.flatten() for s in scores.values()])
     gone = min(len(whole) - 1, round(share * len(whole)))
     limit = whole.sort().values[gone - 1] if gone else torch.tensor(-1.0)
+    limit = limit if bool(limit.isfinite()) else whole[whole.isfinite()].max()
     return {name: score > limit for name, score in scores.items()}
