@@ -224,7 +224,7 @@ def heading(seen: Sequence[Seen], cells: Cells, seeds: Sequence[int]) -> str:
     jobs = [j for s in seen for group in s.plan.jobs.values() for j in group]
     known = sum(v is not None for v in cells.values(jobs))
     return (
-        f"`make bench-claims` made this table: seeds {seeds[0]} to {seeds[-1]}, {known} of {len(jobs)} cells measured; {', '.join(f'{k} {v}' for k, v in versions().items())}. "
+        f"`make bench-claims` made this table: seeds {seeds[0]} to {seeds[-1]}, {known} of {len(jobs)} cells measured, {len(cells.stale(jobs))} of them with an earlier source; {', '.join(f'{k} {v}' for k, v in versions().items())}. "
         "Figures are means over seeds of each seed’s mean return, with 95 % intervals over seeds (so n is the number of seeds); differences are paired by seed, bold where the interval excludes 0.\n"
     )
 

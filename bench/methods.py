@@ -25,6 +25,7 @@ from typing import Any
 from cells import ROOT, TEACHERS, Cells, Facts, Job, between, count, digest, find, guarded, leave, plain, rounded, run, versions
 
 FIRST_SEED = 101
+SEEDS = 5
 AIM = 0.95
 MARGIN = 2.0
 """Points by which a method must beat `auto` to take its place."""
@@ -227,7 +228,7 @@ def heading(cells: Cells, plans: Sequence[Plan], seeds: Sequence[int]) -> str:
     measured = sum(v is not None for v in cells.values(jobs))
     episodes = sorted({p.case.episodes for p in plans})
     return (
-        f"`make bench-methods` made this table (seeds {seeds[0]} to {seeds[-1]}, which tuned nothing; {measured} of {len(jobs)} cells measured; "
+        f"`make bench-methods` made this table{'' if len(seeds) == SEEDS else f' (by `--seeds {len(seeds)}`)'} (seeds {seeds[0]} to {seeds[-1]}, which tuned nothing; {measured} of {len(jobs)} cells measured, {len(cells.stale(jobs))} of them with an earlier source; "
         f"{', '.join(f'{k} {v}' for k, v in versions().items())}).\n"
         f"{where}. `viper-tree` grows `{TREE}`. Each entry: retention in percent on {' or '.join(map(str, episodes))} fresh episodes a seed, with the 95 % interval over "
         f"seeds; the median of the steps after which the student first kept {AIM:.0%} on the 20 selecting episodes (looked at from 4,096 steps on, every 30 %); the median of the processor's seconds, selecting included.\n"
@@ -248,7 +249,7 @@ def main() -> None:
     parser.add_argument("--teachers", type=Path, nargs="+", default=list(TEACHERS), help="folders in which the teachers are looked for")
     parser.add_argument("--case", action="append", metavar="TEACHER=ENV", help="these instead of the built-in ones; may be repeated")
     parser.add_argument("--method", action="append", help="these methods alone, and auto; may be repeated")
-    parser.add_argument("--seeds", type=count, default=5)
+    parser.add_argument("--seeds", type=count, default=SEEDS)
     parser.add_argument("--steps", type=count, default=20_000, help="of a --case")
     parser.add_argument("--student", default="mlp:16x16", help="of a --case")
     parser.add_argument("--workers", type=count, default=1)
