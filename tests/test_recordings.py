@@ -148,8 +148,12 @@ def test_ctrl_c_leaves_nothing(tmp_path):
             assert len(os.listdir(tmp_path)) == 1
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        record(steer("discrete"), lambda: Corridor(), out=tmp_path / "play", episodes=100, show=stop)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            record(steer("discrete"), lambda: Corridor(), out=tmp_path / "play", episodes=100, show=stop)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert os.listdir(tmp_path) == []
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distillrl import artifact, distillation, students
+from distillrl import artifact, phases, students
 from distillrl.actions import Categorical
 from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured
@@ -105,5 +105,5 @@ def test_agreement_asks_a_student_with_its_memory():
     rollout = replace(rollout, teacher=teacher, memory=start, starts=rollout.starts)
     dataset = Dataset()
     dataset.append(rollout)
-    assert distillation._agreement(student, rollout, dataset) == 1
-    assert distillation._agreement(student, replace(rollout, starts=torch.ones_like(rollout.starts)), dataset) < 1
+    assert phases.compared(student, rollout, dataset)["agreement"] == 1
+    assert phases.compared(student, replace(rollout, starts=torch.ones_like(rollout.starts)), dataset)["agreement"] < 1
