@@ -130,7 +130,7 @@ class Grid(Dot):
 
     def __init__(self):
         super().__init__()
-        things, flags = spaces.Box(0, 255, (7, 7, 3), np.uint8), spaces.Box(False, True, (10, 10, 4), np.bool_)
+        things, flags = spaces.Box(0, 255, (7, 7, 3), np.uint8), spaces.Box(0.0, 1.0, (10, 10, 4), np.bool_)
         self.observation_space = spaces.Dict({"image": things, "flags": flags, "direction": spaces.Discrete(4), "mission": spaces.Text(20)})
 
     def _observation(self):

@@ -45,7 +45,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
-    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128}),
+    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128, "updates": 256}),
     "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
