@@ -156,7 +156,7 @@ def test_the_page_plays_cartpole_in_a_browser(tmp_path):
     assert figures["last"] == "500"
     assert re.fullmatch(r"500\.0 of [6-9]", figures["mean"])
     assert 0 < float(figures["time"]) < 1000
-    assert int(figures["steps"]) > 0
+    assert 0 <= int(figures["steps"]) <= 500  # of the episode that was being played when the page was read
 
 
 def test_other_environments_get_no_page(tmp_path):
