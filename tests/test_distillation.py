@@ -322,3 +322,19 @@ def test_a_place_that_cannot_be_written_fails_before_the_work(tmp_path):
     blocked.write_text("")
     with pytest.raises(Failed, match="can't be written"):
         distillrl.distill(steer("discrete"), lambda: Corridor(), config=small(), out=Path(blocked) / "r")
+
+
+class Chancy(Corridor):
+    """The least difference in where one is changes the reward as dice would: few episodes say little."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward + 2 * float(np.sin(1e5 * self.x)), terminated, truncated, info
+
+
+def test_an_aim_that_luck_may_have_reached_is_confirmed(tmp_path):
+    chancy = distillrl.distill(steer("box"), lambda: Chancy("box"), config=small(until="retention=0.5", env_steps=4500), out=tmp_path / "a")
+    sure = run(tmp_path, "box", name="b", until="retention=0.5", env_steps=4500)
+    played = [json.loads(r.folder.joinpath("metrics.jsonl").read_text().splitlines()[-1])["evaluation_steps"] for r in (chancy, sure)]
+    assert played[0] >= 48 * 20, "four times as many episodes, of 20 steps"
+    assert played[1] == 12 * 20, "what is sure is not played again"

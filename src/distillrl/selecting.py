@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from distillrl import config as configuration
 from distillrl import evaluation, hardcases, offline, stats
@@ -17,7 +20,9 @@ FREE_EVALUATIONS = 4
 """Evaluations before their steps are held to a fifth of all: a run of a few thousand steps needs them all the same."""
 
 CONFIRMED = 4
-"""Times as many selecting episodes that a fitted student plays before it is taken for the best so far."""
+"""Times as many selecting episodes that are played before a fitted student is taken for the best so far, or an aim for reached, where few say little."""
+UNSURE = 0.01
+"""Standard error of the retention above which an aim that is reached is confirmed."""
 
 
 def spent_budget(config: Config, state: State) -> str:
@@ -54,7 +59,7 @@ def evaluation_due(state: State) -> bool:
         return state.progress.env_steps >= 4096
     if state.hard["known"] or getattr(state.student, "grown", False):
         return True
-    each = state.evaluation_steps / max(1, state.evaluations)
+    each = state.baseline.get("teacher_steps") or state.evaluation_steps / max(1, state.evaluations)  # what confirms is not counted
     affordable = state.evaluations < FREE_EVALUATIONS or (state.evaluations + 1 - FREE_EVALUATIONS) * each <= 0.25 * state.progress.env_steps
     return affordable and state.progress.env_steps >= state.next_evaluation
 
@@ -73,6 +78,7 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     if setup.judge is not None and "teacher" not in state.baseline:
         teacher = evaluation.play(setup.judge, setup.options, config.select_episodes, seeds)
         state.baseline |= {"teacher": float(teacher.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
+        state.baseline["teacher_returns"] = teacher.returns.tolist()
         apart = stats.told_apart(teacher.returns, foot.returns)
         state.baseline["apart"] = float(apart)
         if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
@@ -85,15 +91,14 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     mean = float(played.returns.mean())
     state.evaluations += 1
     state.evaluation_steps += played.steps
-    if getattr(student, "grown", False) and (state.best is None or mean >= state.best["mean"]):
-        mean = _confirmed(setup, state, student, played.returns.sum())
+    best_yet = state.best is None or mean >= state.best["mean"]
+    if (best_yet and getattr(student, "grown", False)) or (_reaches(goal, _figures(state, mean, played.agreement)) and _unsure(state, played.returns)):
+        mean = _confirmed(setup, state, student, played.returns)
     state.next_evaluation = int(state.progress.env_steps * 1.3) if not state.progress.rounds else int(offline.RARER * (state.progress.round + 1))
     found: dict[str, Any] = {}
-    figures = {"return": mean, "agreement": played.agreement, "retention": None}
-    if state.baseline["apart"]:
-        figures["retention"] = (mean - state.baseline["random"]) / (state.baseline["teacher"] - state.baseline["random"])
+    figures = _figures(state, mean, played.agreement)
     state.evaluation_seconds += time.perf_counter() - began
-    reached = goal is not None and (value := figures[goal[0]]) is not None and value >= goal[1]
+    reached = _reaches(goal, figures)
     state.hard["judged"] = None
     if reached and _searches(config, state):
         found = hardcases.search(setup, state)
@@ -104,13 +109,41 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     return {"return.student": mean, "return.teacher": returns.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
 
 
-def _confirmed(setup: Setup, state: State, student: Any, total: float) -> float:
-    """The mean over CONFIRMED times as many selecting seeds: the best of many candidates by few episodes is mostly the luckiest."""
+def _figures(state: State, mean: float, agreement: float | None) -> dict[str, float | None]:
+    """What an aim can be about; retention is None where teacher and random policy can't be told apart."""
+    scale = state.baseline["teacher"] - state.baseline["random"] if state.baseline["apart"] else None
+    return {"return": mean, "agreement": agreement, "retention": (mean - state.baseline["random"]) / scale if scale else None}
+
+
+def _reaches(goal: tuple[str, float] | None, figures: Mapping[str, float | None]) -> bool:
+    return goal is not None and (value := figures[goal[0]]) is not None and value >= goal[1]
+
+
+def _unsure(state: State, returns: np.ndarray) -> bool:
+    """Whether so few episodes leave the student's distance from its teacher open: its standard error, paired by seed, is above UNSURE."""
+    if "teacher_returns" not in state.baseline or not state.baseline["apart"]:
+        return False
+    apart = returns - np.asarray(state.baseline["teacher_returns"])
+    error = apart.std(ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
+    return bool(error > UNSURE * abs(state.baseline["teacher"] - state.baseline["random"]))
+
+
+def _confirmed(setup: Setup, state: State, student: Any, returns: np.ndarray) -> float:
+    """The mean over CONFIRMED times as many selecting seeds, less what they are kinder to the teacher than the first ones: the
+    best of many candidates by few episodes, or the first to reach an aim, is mostly the luckiest.
+    """
     count = setup.config.select_episodes
     further = tuple(range(count, CONFIRMED * count))
-    more = evaluation.play(student, setup.options, len(further), Seeds(setup.config.seed, "select", further))
+    seeds = Seeds(setup.config.seed, "select", further)
+    more = evaluation.play(student, setup.options, len(further), seeds)
     state.evaluation_steps += more.steps
-    return float(total + more.returns.sum()) / (CONFIRMED * count)
+    mean = float(returns.sum() + more.returns.sum()) / (CONFIRMED * count)
+    if setup.judge is None:
+        return mean
+    if "teacher_further" not in state.baseline:
+        state.baseline["teacher_further"] = float(evaluation.play(setup.judge, setup.options, len(further), seeds).returns.mean())
+    kinder = (state.baseline["teacher_further"] - state.baseline["teacher"]) * (CONFIRMED - 1) / CONFIRMED
+    return mean - kinder
 
 
 def _keep_best(state: State, student: Any, mean: float) -> None:

@@ -102,7 +102,7 @@ class State:
     phase_round: int = 0
     best: dict[str, Any] | None = None
     """{"mean", "round", "tensors", "header"} of the best evaluated student."""
-    baseline: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
     """Mean returns of teacher and random policy on the selecting seeds."""
     hard: dict[str, Any] = field(default_factory=lambda: {"next": 0, "steps": 0, "found": 0, "known": [], "bad": [], "length": 0, "judged": None})
     """The search for bad starts (hardcases.py): the stream's next one, steps played, bad ones, and how this student was judged by them."""
