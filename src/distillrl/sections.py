@@ -117,65 +117,52 @@ def interval_of(x: stats.Interval) -> dict[str, float]:
 
 def returns(run: Reading) -> Section | None:
     """Every episode as a dot, and the table of means, quartiles and tails."""
-    samples = {who: run.returns(who) for who in PLAYERS}
-    samples = {who: values for who, values in samples.items() if values}
+    samples = {who: values for who in PLAYERS if (values := run.returns(who))}
+    found = {who: _measures(np.asarray(values)) for who, values in samples.items()}
     rows: list[tuple[Cell, ...]] = []
-    intervals: dict[str, tuple[float, float, float]] = {}
     for who in PLAYERS:
-        won = with_interval(look(run.verdict, who, "return", "success"), share=True)
         if who in samples:
-            x = np.asarray(samples[who])
-            mean = stats.mean_interval(x, 0)
-            middle = stats.iqm_interval([x], 0)
-            tail = stats.statistic_interval([x], stats.cvar, 0)
-            intervals[who] = (mean.value, mean.low, mean.high)
-            few = len(x) < stats.FEW
-            cells = [with_interval(interval_of(i), few=few) for i in (mean, middle, tail)]
-            rows.append((Cell(who), cells[0], plain(np.median(x)), cells[1], cells[2], plain(x.min()), plain(len(x)), won))
+            rows.append(_played(run, who, np.asarray(samples[who]), found[who]))
         elif (known := look(run.verdict, who, "return")) is not None:
-            rows.append(
-                (
-                    Cell(who),
-                    with_interval(known),
-                    Cell("–"),
-                    Cell("–"),
-                    Cell("–"),
-                    plain(look(known, "worst")),
-                    plain(look(known, "episodes")),
-                    won,
-                )
-            )
-        if (sampled := look(run.verdict, who, "return_sampled")) is not None and who != "random":
-            rows.append(
-                (
-                    Cell(f"{who}, sampled"),
-                    with_interval(sampled),
-                    Cell("–"),
-                    Cell("–"),
-                    Cell("–"),
-                    plain(look(sampled, "worst")),
-                    plain(look(sampled, "episodes")),
-                    with_interval(look(sampled, "success"), share=True),
-                )
-            )
+            rows.append(_reported(who, known))
+        if who != "random" and (sampled := look(run.verdict, who, "return_sampled")) is not None:
+            rows.append(_reported(f"{who}, sampled", sampled))
     if not rows:
         return None
     columns: tuple[str, ...] = ("who plays", "mean", "median", "interquartile mean", "worst 5 %", "worst episode", "episodes", "success")
     if all(row[-1].key is None for row in rows):  # the environment doesn't tell
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    figures: tuple[Figure, ...] = ()
-    if samples:
-        svg = pictures.dots(
-            samples,
-            intervals,
-            "return of an episode",
-            "Returns of each episode: " + ", ".join(f"{w} {short(v[0])} on average" for w, v in intervals.items()),
-        )
-        figures = (
-            Figure("Every episode", "Each dot is an episode, the bar below it the mean with its 95 % interval. Most likely actions.", svg),
-        )
-    pair = _pair(run)
-    return Section("return", "Return", "", tuple(pair), figures + _differences(run), (Table(columns, tuple(rows)),))
+    figures = (*_dots(samples, {who: (m.value, m.low, m.high) for who, (m, _, _) in found.items()}), *_differences(run))
+    return Section("return", "Return", "", tuple(_pair(run)), figures, (Table(columns, tuple(rows)),))
+
+
+def _measures(x: np.ndarray) -> tuple[stats.Interval, stats.Interval, stats.Interval]:
+    """Mean, interquartile mean, mean of the worst 5 %."""
+    return stats.mean_interval(x, 0), stats.iqm_interval([x], 0), stats.statistic_interval([x], stats.cvar, 0)
+
+
+def _played(run: Reading, who: str, x: np.ndarray, measures: tuple[stats.Interval, stats.Interval, stats.Interval]) -> tuple[Cell, ...]:
+    """A row of the table from all of a player's episodes."""
+    few = len(x) < stats.FEW
+    average, middle, tail = (with_interval(interval_of(i), few=few) for i in measures)
+    won = with_interval(look(run.verdict, who, "return", "success"), share=True)
+    return (Cell(who), average, plain(np.median(x)), middle, tail, plain(x.min()), plain(len(x)), won)
+
+
+def _reported(name: str, known: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """A row of the table from what the verdict says, where the episodes themselves weren't kept or aren't looked at."""
+    few = (number(look(known, "episodes")) or stats.FEW) < stats.FEW
+    cells = [with_interval(look(known, key) if key else known, few=few) for key in ("", "iqm", "cvar")]
+    won = with_interval(look(known, "success"), share=True)
+    return (Cell(name), cells[0], plain(look(known, "median")), cells[1], cells[2], plain(look(known, "worst")), plain(look(known, "episodes")), won)
+
+
+def _dots(samples: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple[float, float, float]]) -> tuple[Figure, ...]:
+    if not samples:
+        return ()
+    means = ", ".join(f"{who} {short(value)} on average" for who, (value, _, _) in intervals.items())
+    svg = pictures.dots(samples, intervals, "return of an episode", f"Returns of each episode: {means}")
+    return (Figure("Every episode", "Each dot is an episode, the bar below it the mean with its 95 % interval. Most likely actions.", svg),)
 
 
 def _pair(run: Reading) -> list[str]:
