@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, exit codes, no tracebacks."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -147,3 +148,35 @@ def test_wrong_shapes_nan_and_newer_versions_are_refused(ran, tmp_path):
         artifact.load(path)
 
 
+
+
+def test_every_verb_takes_the_options_that_it_shows():
+    from distillrl.cli import main
+
+    for name, command in main.commands.items():
+        given, taken = {p.name for p in command.params}, inspect.signature(command.callback).parameters
+        open_ = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        assert open_ or given == set(taken), (name, given ^ set(taken))
+        assert given >= {n for n, p in taken.items() if p.kind is not p.VAR_KEYWORD}, name
+
+
+def test_evaluate_info_and_record_take_several_teachers(ran, lander, tmp_path):
+    _, out = ran
+    several = ["--teachers", f"{lander},{lander}", "--env", "LunarLander-v3"]
+    alone = json.loads(call("evaluate", *several, "--combine", "product", "--episodes", "2", "--json").stdout)
+    assert alone["student"]["parameters"] == 2 * json.loads(call("info", lander, "--json").stdout)["parameters"]
+    beside = json.loads(call("evaluate", out / "student.safetensors", *several, "--dispatch", "obs[0]<0:0, else:1", "--episodes", "2", "--json").stdout)
+    assert beside["teacher"]["return"]["mean"] == alone["student"]["return"]["mean"]  # whichever is asked, it is the same one
+    assert "2 teachers: product" in call("info", *several, "--combine", "product").stdout
+    made = call("record", *several, "--episodes", "1", "--out", tmp_path / "play")
+    assert made.returncode == 0, made.stderr
+    for words, told in (
+        (["evaluate"], "name POLICY"),
+        (["evaluate", "a", "--combine", "product"], "neither was given"),
+        (["evaluate", "a", "--teacher", "b", "--teachers", "c,d"], "both were given"),
+        (["info", "--teachers", "a"], "several teachers are named with"),
+        (["record", "--teachers", "a,b", "--combine", "best", "--dispatch", "0", "--out", "x"], "one of them says"),
+    ):
+        bad = call(*words)
+        assert bad.returncode == 2, words
+        assert told in bad.stderr, bad.stderr

@@ -15,7 +15,7 @@ import click
 from distillrl import __version__, shipping
 from distillrl import config as configuration
 from distillrl.errors import DistillError, Misconfigured
-from distillrl.options import CONTEXT, ENV_OPTIONS, TEACHER_OPTIONS, with_options
+from distillrl.options import CONTEXT, ENV_OPTIONS, SEVERAL_OPTIONS, TEACHER_OPTIONS, names_of, one_or_several, with_options
 
 
 @click.group(context_settings=CONTEXT)
@@ -49,9 +49,7 @@ def run() -> None:
 @click.argument("teacher", required=False)
 @with_options(ENV_OPTIONS)
 @with_options(TEACHER_OPTIONS)
-@click.option("--teachers", metavar="A,B,…", help="Several teachers in place of one.")
-@click.option("--combine", help="How several become one: average (the default), confidence, value, product or best.")
-@click.option("--dispatch", metavar="CASES", help="Which of several is asked, by the observation: 'level<3:0, else:1', or 'task'.")
+@with_options(SEVERAL_OPTIONS)
 @click.option("--student", help="mlp:16x16, mlp: (linear), cnn:8-16-16:64 or cnn:rusu-7 (images), gru:32, lstm:32, tree:leaves=64.  [default: mlp:16x16]")
 @click.option("--data", help="Learn from recorded play: a Minari data set, .npz, LeRobot's folder, D4RL's or d3rlpy's HDF5.")
 @click.option("--data-format", help="minari, lerobot, npz or hdf5, where it can't be told by looking.")
@@ -97,7 +95,7 @@ def distill(teacher: str | None, config_file: str | None, resume: str | None, sh
     """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.console import Display, print_verdict
 
-    several = tuple(part.strip() for part in teachers.split(",") if part.strip()) if teachers is not None else None
+    several = names_of(teachers)
     if resume is not None and (teacher or several or config_file or any(v is not None for v in flags.values())):
         raise Misconfigured("--resume goes on with what the run folder says; give no teacher and no other options with it")
     settled = _settled(config_file, {"teacher": teacher, "teachers": several, "format": format_, "terms": terms, **flags})
@@ -176,23 +174,36 @@ def _short(verdict: Mapping[str, Any]) -> str:
 
 
 @main.command(context_settings=CONTEXT)
-@click.argument("policy")
+@click.argument("policy", required=False)
 @with_options(ENV_OPTIONS)
 @with_options(TEACHER_OPTIONS)
 @click.option("--teacher", help="The teacher to compare with, on the same seeds.")
+@with_options(SEVERAL_OPTIONS)
 @click.option("--episodes", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--margin", type=float, default=0.02, show_default=True, help="How much worse than its teacher it may be, of the return above random play.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict.json's shape.")
-def evaluate(policy: str, teacher: str | None, episodes: int, margin: float, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
-    """Measure POLICY, a student or a teacher, on episodes that chose nothing."""
+def evaluate(policy: str | None, teacher: str | None, teachers: str | None, combine: str | None, dispatch: str | None, episodes: int, margin: float, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+    """Measure POLICY, a student or a teacher, on episodes that chose nothing.
+
+    \b
+    distillrl evaluate runs/lander/student.safetensors --teacher teacher.zip
+    distillrl evaluate student.safetensors --teachers easy.zip,hard.zip --dispatch 'obs[0]<3:0, else:1'
+    distillrl evaluate --teachers a.zip,b.zip --combine product --env LunarLander-v3
+    """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.console import print_verdict
     from distillrl.evaluation import evaluate as work
     from distillrl.teachers import Options
 
-    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust))
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust), combine=combine, dispatch=dispatch)
+    judged: Any = policy
+    against: Any = teacher
+    if policy is None:
+        judged = one_or_several("POLICY", None, teachers, combine, dispatch)
+    elif teachers or combine or dispatch:
+        against = one_or_several("--teacher", teacher, teachers, combine, dispatch)
     if not 0 < margin < 1:
         raise Misconfigured(f"--margin {margin}: a share between 0 and 1, such as 0.02, is right")
-    verdict = work(policy, env, teacher, episodes=episodes, margin=margin, seed=seed or 0, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
+    verdict = work(judged, env, against, episodes=episodes, margin=margin, seed=seed or 0, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
     if as_json:
         click.echo(json.dumps(verdict, indent=1))
     else:
@@ -201,15 +212,16 @@ def evaluate(policy: str, teacher: str | None, episodes: int, margin: float, as_
 
 
 @main.command(context_settings=CONTEXT)
-@click.argument("teacher")
+@click.argument("teacher", required=False)
 @with_options(ENV_OPTIONS)
 @with_options(TEACHER_OPTIONS)
+@with_options(SEVERAL_OPTIONS)
 @click.option("--episodes", type=click.IntRange(1), help="So many whole episodes.")
 @click.option("--steps", type=click.IntRange(1), help="Whole episodes until there are so many steps.")
 @click.option("--out", required=True, help="The folder that is written: a Minari data set.")
 @click.option("--sampled", is_flag=True, help="Play samples of the policy, not its most likely actions.")
 @click.option("--noise", type=float, default=0.0, help="Share of random actions; of a box, the deviation added, in halves of its range.")
-def record(teacher: str, episodes: int | None, steps: int | None, out: str, sampled: bool, noise: float, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
+def record(teacher: str | None, teachers: str | None, combine: str | None, dispatch: str | None, episodes: int | None, steps: int | None, out: str, sampled: bool, noise: float, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None, env: str | None, env_kwargs: dict[str, Any] | None, backend: str | None, max_episode_steps: int | None, seed: int | None) -> int:
     """Record play of TEACHER as a data set, with what it says of each step: distribution, value, Q.
 
     \b
@@ -219,28 +231,30 @@ def record(teacher: str, episodes: int | None, steps: int | None, out: str, samp
     from distillrl.recording import record as work
     from distillrl.teachers import Options
 
-    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize)
-    done = work(teacher, env, out=out, episodes=episodes, steps=steps, seed=seed or 0, sampled=sampled, noise=noise, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
+    options = Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust), combine=combine, dispatch=dispatch)
+    source = one_or_several("TEACHER", teacher, teachers, combine, dispatch)
+    done = work(source, env, out=out, episodes=episodes, steps=steps, seed=seed or 0, sampled=sampled, noise=noise, backend=backend or "auto", env_kwargs=env_kwargs, max_episode_steps=max_episode_steps, options=options)
     mean = sum(done.returns) / len(done.returns)
     click.echo(f"{done.path}: {done.episodes:,} episodes, {done.steps:,} steps, return {mean:.1f} ({min(done.returns):.1f} … {max(done.returns):.1f})")
     return 0
 
 
 @main.command(context_settings=CONTEXT)
-@click.argument("policy")
+@click.argument("policy", required=False)
 @click.option("--env", help="The environment that it is for, where its file doesn't say what it sees and does.")
 @click.option("--backend", default="auto", help="auto, gymnasium or envpool.")
 @with_options(TEACHER_OPTIONS)
+@with_options(SEVERAL_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def info(policy: str, env: str | None, backend: str, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
-    """Say what POLICY is: algorithm, spaces, layers, sizes, what knowledge it can give."""
+def info(policy: str | None, teachers: str | None, combine: str | None, dispatch: str | None, env: str | None, backend: str, as_json: bool, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
+    """Say what POLICY is, or several teachers together: algorithm, spaces, layers, sizes, what knowledge it can give."""
     from distillrl.envs import EnvOptions
     from distillrl.loading import info as work
     from distillrl.settling import environment
     from distillrl.teachers import Options
 
     spec = environment(EnvOptions(env, backend=backend), 1)[0] if env is not None else None
-    found = work(policy, Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust)), spec)
+    found = work(one_or_several("POLICY", policy, teachers, combine, dispatch), Options(format=format_, model=model, sees=teacher_sees, env=env, vecnormalize=vecnormalize, concurrency=concurrency, trust=bool(trust), combine=combine, dispatch=dispatch), spec)
     if as_json:
         click.echo(json.dumps(found, indent=1, default=str))
         return 0

@@ -25,7 +25,7 @@ def info(source: Any, options: teachers.Options | None = None, spec: Spec | None
     policy = teachers.load(source, options or teachers.Options(), spec)
     path = Path(source) if isinstance(source, str | Path) else None
     return {
-        "file": str(source) if path is not None else type(source).__name__,
+        "file": str(source) if path is not None else " + ".join(map(str, source)) if isinstance(source, list | tuple) else type(source).__name__,
         **dict(policy.info),
         "observations": {name: str(group) for name, group in policy.spec.observations.items()},
         "action": str(policy.spec.action),

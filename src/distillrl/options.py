@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from distillrl.errors import Misconfigured
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
@@ -40,6 +42,29 @@ TEACHER_OPTIONS = [
     click.option("--concurrency", type=click.IntRange(1), help="Requests at a time to a teacher on a server.  [default: 8]"),
     click.option("--trust", is_flag=True, default=None, help="Run the teacher file's own code, where its format needs that. No known format does."),
 ]
+
+SEVERAL_OPTIONS = [
+    click.option("--teachers", metavar="A,B,…", help="Several teachers in place of one."),
+    click.option("--combine", help="How several become one: average (the default), confidence, value, product or best."),
+    click.option("--dispatch", metavar="CASES", help="Which of several is asked, by the observation: 'level<3:0, else:1', or 'task'."),
+]
+
+
+def names_of(teachers: str | None) -> tuple[str, ...] | None:
+    """``a.zip,b.zip`` → both; None where the option wasn't given."""
+    return tuple(part.strip() for part in teachers.split(",") if part.strip()) if teachers is not None else None
+
+
+def one_or_several(what: str, one: str | None, teachers: str | None, combine: str | None, dispatch: str | None) -> str | list[str]:
+    """The policy that a verb is about: ``one``, or the list of several; raises Misconfigured where neither or both are named."""
+    several = list(names_of(teachers) or ())
+    if (one is None) == (not several):
+        raise Misconfigured(f"name {what}, or several teachers with --teachers a.zip,b.zip; " + ("both were given" if several else "neither was given"))
+    if len(several) < 2 and (several or combine or dispatch):
+        raise Misconfigured("several teachers are named with --teachers a.zip,b.zip; --combine and --dispatch say how they become one")
+    if combine and dispatch:
+        raise Misconfigured(f"--combine {combine} and --dispatch {dispatch!r}: one of them says how several teachers become one")
+    return several or str(one)
 
 
 def with_options(options: list[Any]) -> Any:
