@@ -90,6 +90,53 @@ def collection(ticks: int = 300, repeats: int = 5) -> list[dict]:
     return rows
 
 
+def evaluating(episodes: int = 1000) -> list[dict]:
+    """Steps per second of whole episodes of a 16x16 student, beside the raw vector's with the same actions: the overhead of policy and bookkeeping."""
+    import numpy as np
+    import torch
+
+    from distillrl import envs, evaluation, teachers
+    from distillrl.envs import EnvOptions, Seeds
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "distillrl", "distill", str(TEACHERS / "ppo_lunar.zip"), "--env", "LunarLander-v3", "--quiet", "--out", f"{place}/r"]
+        subprocess.run(command, check=False, capture_output=True)
+        student = teachers.load(Path(place) / "r" / "student.safetensors")
+    rows, seeds = [], Seeds(0, "verdict")
+    for backend in ("gymnasium:1", "gymnasium:2"):
+        options, actions = EnvOptions("LunarLander-v3", backend=backend), []
+        made = envs.make
+
+        class Noted:
+            """A vector that notes what it is given."""
+
+            def __init__(self, vector) -> None:
+                self.vector = vector
+
+            def __getattr__(self, name: str):
+                return getattr(self.vector, name)
+
+            def step(self, action):
+                actions.append(np.array(action))
+                return self.vector.step(action)
+
+        envs.make = lambda *given, made=made, noted=Noted: noted(made(*given))
+        steps = evaluation.play(student, options, episodes, seeds).steps
+        envs.make = made
+        vector = envs.make(options, len(actions[0]), seeds, episodes)
+        vector.reset()
+        began = time.perf_counter()
+        for action in actions:
+            vector.step(action)
+        raw = steps / (time.perf_counter() - began)
+        vector.close()
+        whole = steps / evaluation.play(student, options, episodes, seeds).seconds
+        rows.append({"what": f"{episodes} LunarLander episodes of a 16x16 student, {backend}", "raw": round(raw), "evaluated": round(whole), "ratio": round(whole / raw, 3)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def learner(updates: int = 500, repeats: int = 7) -> dict:
     """Updates per second of the learner, beside a bare PyTorch loop of the same network, batch and loss."""
     import torch
@@ -153,7 +200,7 @@ def main() -> None:
     """Run what is asked for, print a row each, and write all to --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=("distil", "collection", "learner", "start", "peers"))
+    parser.add_argument("--only", choices=("distil", "collection", "evaluating", "learner", "start", "peers"))
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -164,6 +211,8 @@ def main() -> None:
         rows.append(learner())
     if given.only in (None, "collection"):
         rows += collection()
+    if given.only in (None, "evaluating"):
+        rows += evaluating()
     if given.only in (None, "distil"):
         rows += distillations(given.repeats)
     if given.peers or given.only == "peers":

@@ -197,6 +197,8 @@ def sentences(verdict: Mapping[str, Any]) -> list[str]:
         said.append(f"retention {kept['value']:.1%} of what the teacher earns above random ({kept['low']:.1%} … {kept['high']:.1%}, {verdict['student']['return']['episodes']} fresh episodes{', the same for both' if verdict.get('paired', True) else ''})")
     if (test := verdict.get("non_inferiority")) is not None:
         said.append(test["sentence"])
+    if (fallen := verdict.get("falls")) is not None and fallen["sentence"]:
+        said.append(fallen["sentence"])
     if verdict.get("agreement") is not None:
         whose = "the student's own states" if verdict.get("env") is not None or not verdict.get("recorded") else "the states of held-out recorded episodes"
         said.append(f"agreement {verdict['agreement']:.1%} of {whose}")

@@ -23,6 +23,7 @@ from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters
 from distillrl.records import Prediction, Spec
 
 MAX_SLOTS = 64
+"""Environments side by side; with many episodes an eighth of them, twice as many at most (``_slots``)."""
 _ROUGH = 2_000
 """Resamples of the figures beside the mean."""
 ENDLESS = 200_000
@@ -94,13 +95,18 @@ def play(
     """
     began = time.perf_counter()
     options = envs.shown(options, policy, shadow)
-    n = envs.slots_of(options, min(episodes, MAX_SLOTS))
+    n = envs.slots_of(options, _slots(episodes))
     vector = envs.make(options, n, seeds, episodes)
     try:
         with torch.inference_mode():
             return _play(policy, vector, episodes, sampled, generator, shadow, began, tell)
     finally:
         vector.close()
+
+
+def _slots(episodes: int) -> int:
+    """As many environments as pay: a policy is called once a tick however many there are, but the last episodes of each leave the others idle."""
+    return min(episodes, max(MAX_SLOTS, min(2 * MAX_SLOTS, episodes // 8)))
 
 
 def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, generator: torch.Generator | None, shadow: Policy | None, began: float, tell: Callable[[np.ndarray], None] | None = None) -> Episodes:
@@ -199,7 +205,8 @@ def verdict(
     """Measure teacher, student and random policy on the same fresh seeds, as the ``verdict.json`` of every run has it.
 
     Keys: agreement, paired (whether both played the same episodes), alike (whether all began with the same observation), retention and difference {value, low, high}, non_inferiority {shown, p, margin, episodes, needed,
-    sentence}, probability_of_improvement (over the teacher), notes, and for each of teacher, student and random: return
+    sentence}, probability_of_improvement (over the teacher), falls {episodes, seeds, teacher, of, more, sentence}: those
+    that the student plays far worse on the same seed, notes, and for each of teacher, student and random: return
     and return_sampled {mean, low, high, median, iqm, cvar (of the worst 5 %), worst, success, episodes, few, returns},
     parameters, bytes, latency_us; null where a thing doesn't apply. ``sizes`` are the files' bytes, ``margin`` is how
     much worse than its teacher a student may be, in shares of the teacher's return above random play.
@@ -219,6 +226,7 @@ def verdict(
         "difference": None,
         "non_inferiority": None,
         "probability_of_improvement": None,
+        "falls": None,
         "notes": [],
     }
     if student is not None and teacher is not None:
@@ -253,8 +261,15 @@ def _against(s: np.ndarray, t: np.ndarray, r: np.ndarray, seed: int, margin: flo
         "difference": _interval((stats.paired_difference if paired else stats.difference_interval)(s, t, seed)),
         "non_inferiority": None if kept is None else {**dataclasses.asdict(test), "margin": margin},
         "probability_of_improvement": _interval(stats.probability_of_improvement([s], [t], seed, resamples=_ROUGH)),
+        "falls": _falls(stats.falls(s, t, r), seed) if paired and kept is not None else None,
         "notes": [] if kept is not None else ["retention is null: teacher and random policy can't be told apart here"],
     }
+
+
+def _falls(found: stats.Falls, seed: int) -> dict[str, Any]:
+    """As plain data, with the environment's seed of each episode."""
+    seeds = Seeds(seed, "verdict")
+    return {"episodes": list(found.episodes), "seeds": [seeds(i) for i in found.episodes], "teacher": found.theirs, "of": found.of, "more": found.more, "sentence": found.sentence}
 
 
 def _shortfall(policy: Policy, name: str, options: EnvOptions, returns: np.ndarray) -> str | None:
@@ -336,7 +351,7 @@ def evaluate(
     spec = vector.spec
     own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in where.adds})
     vector.close()
-    where = replace(where, backend=envs.arrange(where, min(episodes, MAX_SLOTS)))
+    where = replace(where, backend=envs.arrange(where, _slots(episodes)))
     wished = replace(wished, env=envs.name_of(where))
     student = teachers.load(policy, wished, spec)
     other = None if teacher is None else teachers.load(teacher, wished, own)

@@ -29,7 +29,9 @@ from distillrl.settling import settle
 from distillrl.traces import can_rerun
 
 QUICK_SECONDS = 5.0
-"""After which a quick measurement begins nothing new."""
+"""Of the processor's time, after which a quick measurement begins nothing new."""
+KEPT = ("scratch",)
+"""What a new measurement leaves as it was."""
 RETURNS, COMPARED, GENERALISATION = 200, 50, 100
 """Episodes in a full measurement: of return, of fidelity and each level of a disturbance, of seen and unseen ones."""
 
@@ -50,14 +52,14 @@ def gather(
     student, teacher or environment can't be had at all.
     """
     run = read(run_folder)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     notes: list[str] = []
     student, master, options = players(run, teacher, env, notes)
     seed = int(number(run.config.get("seed")) or 0)
     foot = number(look(run.verdict, "random", "return", "mean"))
     hardest = EnvOptions(options.id, {**options.kwargs, **unseen}, options.backend, options.max_episode_steps) if unseen else None
     left = None if full else QUICK_SECONDS
-    found: dict[str, Any] = {"full": full}
+    found: dict[str, Any] = {"full": full, "student": run.digest, **{k: run.evidence[k] for k in KEPT if k in run.evidence}}
     parts: dict[str, Callable[[], Any]] = {
         "costs": lambda: {"student": costs.measure(student), "teacher": costs.measure(master)},
         "fidelity": lambda: fidelity.measure(student, master, options, COMPARED if full else 20, seed, shown=6 if full else 3),
@@ -70,7 +72,7 @@ def gather(
             physics=physics,
             random_mean=foot,
             clean=_clean(found),
-            seconds=None if left is None else max(0.0, left - (time.perf_counter() - began)),
+            seconds=None if left is None else max(0.0, left - (time.process_time() - worked)),
         ),
     }
     if full:
@@ -94,6 +96,15 @@ def gather(
     found |= {"notes": notes, "seconds": round(time.perf_counter() - began, 3)}
     artifact.write_bytes(run.path / EVIDENCE, json.dumps(found).encode())
     return found
+
+
+def from_scratch(run_folder: str | Path, times: float, *, teacher: Any = None, env: Any = None, show: Any = None) -> None:
+    """Train the run's student from scratch too (scratch.py), and put what came of it beside the rest of ``evidence.json``."""
+    from distillrl import scratch
+
+    run = read(run_folder)
+    found = scratch.measure(run, times, teacher=teacher, env=env, show=show)
+    artifact.write_bytes(run.path / EVIDENCE, json.dumps({"student": run.digest, **run.evidence, "scratch": found}).encode())
 
 
 @dataclass(frozen=True)

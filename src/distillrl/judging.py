@@ -12,6 +12,7 @@ from distillrl.reading import Reading, look, number
 
 SEVERE = 0.15
 """What it may lose more than its teacher under a disturbance that leaves the teacher half of its return."""
+PLAYERS = ("student", "teacher", "random")
 HEADLINES = {"ship": "Ship it.", "no": "Don’t ship it.", "unknown": "Not shown yet."}
 
 
@@ -50,6 +51,9 @@ def judge(run: Reading, margin: float = stats.MARGIN) -> Judgement:
     cautions += _texts(run.evidence, "notes")
     test, first = _return(run, margin, cautions)
     against = _against(run)
+    fallen = _falls(run)
+    if fallen is not None and fallen.sentence:
+        cautions.append(f"{fallen.sentence[:-1]}; distillrl watch with --episode {fallen.episodes[0]}{_seed(run)} films the deepest fall")
     worse = test is not None and test.p is not None and test.p > 0.95
     no_spread = test is not None and test.p is None and not test.shown and test.episodes >= stats.FEW and not look(run.verdict, "alike")
     if against or worse or no_spread:
@@ -59,7 +63,8 @@ def judge(run: Reading, margin: float = stats.MARGIN) -> Judgement:
     third = _cost(run) if answer == "ship" else _advice(run, answer, test, bool(against))
     if against and test is not None and test.shown:
         against = [f"But {against[0][0].lower()}{against[0][1:]}", *against[1:]]
-    said = tuple(s for s in (first, _second(run, against), third) if s)
+    second = fallen.sentence if fallen is not None and fallen.sentence and answer == "no" and not against else _second(run, against, fallen)
+    said = tuple(s for s in (first, second, third) if s)
     return Judgement(answer, said, tuple(dict.fromkeys(cautions)), test, _measured(run))
 
 
@@ -68,7 +73,7 @@ def _measured(run: Reading) -> bool:
 
 
 def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.NonInferiority | None, str]:
-    student, teacher, random = (run.returns(who) for who in ("student", "teacher", "random"))
+    student, teacher, random = (run.returns(who) for who in PLAYERS)
     if not student or not teacher:
         there = "teacher" if teacher else "student" if student else None
         only = f"only the {there}’s returns are known" if there else "no returns were measured"
@@ -96,11 +101,11 @@ def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.Non
 def _against(run: Reading) -> list[str]:
     """What was measured that forbids shipping."""
     found = []
+    if look(run.evidence, "generalisation", "overfitted"):
+        found.append(str(look(run.evidence, "generalisation", "sentence")))
     for curve in look(run.evidence, "robustness", "curves") or []:
         if severe(curve):
             found.append(str(curve.get("sentence") or f"It is more brittle than its teacher under {curve.get('name')}."))
-    if look(run.evidence, "generalisation", "overfitted"):
-        found.append(str(look(run.evidence, "generalisation", "sentence")))
     return found
 
 
@@ -113,10 +118,25 @@ def severe(curve: Mapping[str, Any]) -> bool:
     return False
 
 
-def _second(run: Reading, against: list[str]) -> str:
+def _falls(run: Reading) -> stats.Falls | None:
+    """The episodes that the student plays far worse than its teacher; None where they aren't the same, or nothing is known of random play."""
+    student, teacher, random = (run.returns(who) for who in PLAYERS)
+    if not (student and teacher and random and run.paired) or not stats.told_apart(teacher, random):
+        return None
+    return stats.falls(student, teacher, random)
+
+
+def _seed(run: Reading) -> str:
+    seed = number(run.config.get("seed"))
+    return f" --seed {seed:.0f}" if seed else ""
+
+
+def _second(run: Reading, against: list[str], fallen: stats.Falls | None) -> str:
     if against:
         more = len(against) - 1
         return against[0] + (f" ({more} more of the kind below.)" if more else "")
+    if fallen is not None and fallen.more:
+        return f"A caution: {str(fallen.sentence)[0].lower()}{str(fallen.sentence)[1:]}"
     curves = look(run.evidence, "robustness", "curves") or []
     mild = [str(c["sentence"]) for c in curves if c.get("brittle") and c.get("sentence")]
     gap = look(run.evidence, "generalisation", "gap", "value")
@@ -138,7 +158,22 @@ def _cost(run: Reading) -> str:
             ratio = theirs / mine
             size = f"{mine:,.0f} {unit}"
             said.append(f"{ratio:.3g} times {words} ({size})" if ratio >= 1.05 else f"not {words} ({size}, the teacher {theirs:,.0f})")
-    return f"It is {' and '.join(said)}." if said else ""
+    if not said:
+        return ""
+    return f"It is {' and '.join(said)}{_saved(run)}."
+
+
+def _saved(run: Reading) -> str:
+    """How much sooner it had 95 % of the return than the same student trained from scratch, where that was tried."""
+    reached = look(run.evidence, "scratch", "reached", "0.95")
+    mine, alone = number(look(reached, "student", "env_steps")), number(look(reached, "scratch", "env_steps"))
+    whole = number(look(run.evidence, "scratch", "env_steps"))
+    if not mine or not (alone or whole):
+        return ""
+    ratio = (alone or whole or 0.0) / mine
+    if alone is None:
+        return f", and trained from scratch it had not reached 95 % of the return after {ratio:.3g} times as many steps"
+    return f", and took {ratio:.3g} times fewer steps to 95 % of the return than from scratch" if ratio >= 1.05 else ", and from scratch it takes no more steps to 95 % of the return"
 
 
 def _advice(run: Reading, answer: str, test: stats.NonInferiority | None, brittle: bool) -> str:

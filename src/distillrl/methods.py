@@ -148,6 +148,12 @@ def entropy_regularised(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     return (_student_drives({"expected_entropy_regularised": "1"}, average=0.9, gamma=0.5),)
 
 
+def ppo(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """The reward alone from the first step on, the teacher asked nothing (Schulman 2017, eq. 7): what distilling is held against."""
+    alone = _by_reward({}, "1")
+    return (replace(alone, terms={**alone.terms, "entropy": "0.005"}, first=128, steps=128, lr=1e-3),)
+
+
 def finetune(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """Dagger; then the critic alone, the policy frozen; then PPO (Hanna 2017 and Uchendu 2023 on why the critic comes first)."""
     return with_finetuning(dagger(gives, spec))
@@ -216,6 +222,7 @@ METHODS: dict[str, Method] = {
     "distillation-as-reward": Method(distillation_as_reward, "the teacher's opinion as reward", "Yang 2026, 2602.12125", "student", "distribution or q; for a box: distribution", "to reach past the teacher, with scale above 1"),
     "entropy-regularised": Method(entropy_regularised, "expected entropy regularised distillation", "Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "where the student's own actions lead must count"),
     "finetune": Method(finetune, "dagger, critic, then PPO", "Uchendu 2023, 2204.02372", "mixture, then student", "action", "the student is to go on by reward after it was distilled"),
+    "ppo": Method(ppo, "PPO from scratch", "Schulman 2017, 1707.06347", "student", "nothing: its return alone is the measure", "to know what the teacher saves (report --scratch)"),
     "awr": Method(awr, "advantage-weighted regression", "Peng 2019, 1910.00177", "recorded play", "action; rewards in the recording", "recorded play is of mixed quality, and its rewards say which"),
     "crr": Method(crr, "critic-regularised regression, binary filter", "Wang 2020, 2006.15134", "recorded play", "action; rewards in the recording", "as awr, where bad actions must not count at all"),
     "percent-bc": Method(percent_bc, "percentage behaviour cloning", "Chen 2021, 2106.01345", "recorded play", "action; rewards in the recording", "some recorded episodes are good from beginning to end"),

@@ -15,6 +15,8 @@ FEW = 20
 """Figures that rest on fewer episodes are marked."""
 MARGIN = 0.02
 """How much worse than its teacher a student may be, in shares of the teacher's return above random play."""
+DEPTH = 0.5
+"""How far below its teacher, in shares of that one's mean return above random play, an episode counts as a fall."""
 _NORMAL = NormalDist()
 
 
@@ -76,6 +78,44 @@ def non_inferiority(
     return NonInferiority(False, p, n, needed, f"{n} episodes don't show that the student is {claim} ({_p(p)}){more}.")
 
 
+@dataclass(frozen=True)
+class Falls:
+    """The episodes that one plays far worse than the other on the same seed: a mean hides a few of them."""
+
+    episodes: tuple[int, ...]
+    """Numbers of those in which the student falls so far below its teacher, the deepest first."""
+    theirs: int
+    """In how many the teacher falls so far below the student: what chance alone does."""
+    of: int
+    """Episodes played by both."""
+
+    @property
+    def more(self) -> bool:
+        """Whether the student falls more often than chance would have it: a sign test at 5 % against the teacher's falls."""
+        both_ways = len(self.episodes) + self.theirs
+        return sum(math.comb(both_ways, k) for k in range(len(self.episodes), both_ways + 1)) < 0.05 * 2**both_ways
+
+    @property
+    def sentence(self) -> str | None:
+        """In plain words; None where it never falls."""
+        n = len(self.episodes)
+        if not n:
+            return None
+        named = [str(e) for e in self.episodes[:5]]
+        which = f"episode {named[0]}" if n == 1 else f"episodes {', '.join(named)} and {n - 5} more" if n > 5 else f"episodes {', '.join(named[:-1])} and {named[-1]}"
+        against = f"the teacher falls so far below the student in {self.theirs}" if self.theirs else "the teacher never falls so far below the student"
+        return f"In {n} of {self.of} episodes the student earns far less than its teacher on the same seed, by over half of what that one earns above random play ({which}); {against}."
+
+
+def falls(student: ArrayLike, teacher: ArrayLike, random: ArrayLike) -> Falls:
+    """Which of the episodes [n], the same for both, the student plays worse by over ``DEPTH`` of teacher − random, by their means."""
+    s, t = both(student, teacher, paired=True)
+    deep = DEPTH * abs(float(t.mean()) - float(as_returns(random, "the random policy's returns").mean()))
+    behind = t - s
+    order = np.argsort(-behind, kind="stable")
+    return Falls(tuple(int(i) for i in order if behind[i] > deep > 0), int((-behind > deep).sum()) if deep > 0 else 0, len(s))
+
+
 def caution(x: ArrayLike, whose: str = "the student", alike: bool = False) -> str | None:
     """What must be said beside a figure of these returns: too few episodes, or all the same; None where nothing must.
 
@@ -109,7 +149,7 @@ def _without_spread(s: Floats, t: Floats, lead: float, n: int, claim: str, alike
         few = f"{n} episodes without any spread don't show that the student is {claim}; at least {FEW} are right."
         return NonInferiority(False, None, n, FEW, few)
     same = f"the student's return differs from the teacher's by exactly {float(s.mean() - t.mean()):g} in each of {n} episodes"
-    verdict = f"The student is {claim}" if lead > 0 else f"The student is not {claim}"
+    verdict = f"The student is {claim if lead > 0 else claim.replace('no more', 'more', 1)}"
     return NonInferiority(lead > 0, None, n, None, f"{verdict}: {same}; there is no spread to test, and {_three(n)}.")
 
 

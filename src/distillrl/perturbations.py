@@ -122,9 +122,7 @@ class Perturbed:
             moved = {k: clean[k].float() + (self._uniform(v.shape) * 2 - 1) * reach[k] for k, v in soft.items()}
             for _ in range(STEPS):
                 leaves = {k: v.detach().requires_grad_() for k, v in moved.items()}
-                tried, _ = self.policy.act({**clean, **leaves}, past, begin, ACTION)
-                assert tried.action is not None
-                loss = _away(tried.action, target)
+                loss = self._loss({**clean, **leaves}, past, begin, target)
                 if loss is None or not loss.requires_grad:
                     moved = self._corner(clean, past, begin, target, reach)
                     break
@@ -136,6 +134,15 @@ class Perturbed:
                     moved[k] = torch.maximum(torch.minimum(ahead, near + reach[k]), near - reach[k])
             fitted = {k: _within(v.detach(), clean[k], *self._range(k)) for k, v in moved.items()}
         return {**obs, **fitted}
+
+    def _loss(self, obs: dict[str, Tensor], past: Memory, starts: Tensor, target: Action) -> Tensor | None:
+        """[n] what the attack makes large, None where the policy gives it no gradient."""
+        try:
+            action = self.policy.act(obs, past, starts, ACTION)[0].action
+        except RuntimeError:  # a policy in numpy, which torch gives no tensor that wants a gradient
+            return None
+        assert action is not None
+        return _away(action, target)
 
     def _corner(
         self, clean: dict[str, Tensor], past: Memory, starts: Tensor, target: Action, reach: dict[str, Tensor]

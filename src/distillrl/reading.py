@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from distillrl.errors import DistillError, Misconfigured
 from distillrl.runs import CONFIG, METRICS, STUDENT, VERDICT
 
 EVIDENCE = "evidence.json"
+AIMS = (0.9, 0.95, 0.99)
+"""Shares of the teacher's return whose first time is told."""
 VIDEOS = ("watch.mp4", "watch.gif")
 
 
@@ -78,12 +80,16 @@ def read(path: str | Path) -> Reading:
         raise Misconfigured(f"{path} is no run folder: it has none of {CONFIG}, {METRICS}, {VERDICT} and {STUDENT}")
     problems: list[str] = []
     header, digest = _artifact(folder / STUDENT, problems)
+    evidence = _json(folder / EVIDENCE, problems, None)
+    if digest is not None and evidence.get("student", digest) != digest:
+        problems.append(f"{EVIDENCE} was measured of another student than {STUDENT}, and was left aside")
+        evidence = {}
     return Reading(
         path=folder,
         config=_config(folder / CONFIG, problems),
         metrics=_metrics(folder / METRICS, problems),
         verdict=_json(folder / VERDICT, problems, "the run has not ended, or was broken off: distillrl distill --resume goes on with it"),
-        evidence=_json(folder / EVIDENCE, problems, None),
+        evidence=evidence,
         header=header,
         digest=digest,
         video=next((folder / v for v in VIDEOS if (folder / v).is_file()), None),
@@ -98,6 +104,15 @@ def look(data: Any, *keys: str) -> Any:
             return None
         data = data[key]
     return data
+
+
+def first_at(rows: Sequence[Mapping[str, Any]], aim: float) -> dict[str, float | None] | None:
+    """Steps, labels, seconds and number of the first round after which at least ``aim`` of the teacher's return was kept; None if never."""
+    for row in rows:
+        kept = number(row.get("retention"))
+        if kept is not None and kept >= aim:
+            return {key: number(row.get(key)) for key in ("env_steps", "labels", "seconds", "round")}
+    return None
 
 
 def number(value: Any) -> float | None:

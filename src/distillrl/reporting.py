@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ def report(
     env: Any = None,
     unseen: Mapping[str, Any] | None = None,
     physics: tuple[Change, ...] = PHYSICS,
+    scratch: float | None = None,
+    show: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Path:
     """Write the page of a run (by default ``report.html`` in its folder) and return its path.
 
     ``measure``: "quick" measures fidelity and robustness for some seconds where that wasn't done before (or ``unseen`` is
     given), "full" all of it anew, "none" nothing. ``margin``: how much worse than its teacher a student may be, in shares of the teacher's
-    return above random play. ``teacher``, ``env``, ``unseen``, ``physics``: see ``evidence.gather``. What is missing or
+    return above random play. ``teacher``, ``env``, ``unseen``, ``physics``: see ``evidence.gather``. ``scratch``: train the same
+    student from scratch too, by the reward alone, for so many times its environment steps at most (``show`` is told as in ``distill``). What is missing or
     damaged in the folder becomes a sentence on the page. Raises Misconfigured where it is no run folder, Missing without
     jinja2 or matplotlib.
     """
@@ -42,6 +45,8 @@ def report(
         raise Misconfigured(f"measure={measure!r}: one of {', '.join(MEASURES)} is right")
     if not 0 < margin < 1:
         raise Misconfigured(f"--margin {margin}: a share between 0 and 1, such as 0.02, is right")
+    if scratch is not None and (measure == "none" or not scratch > 0):
+        raise Misconfigured(f"--scratch {scratch:g}: a number of times the student's steps above 0, such as 10, is right, and no --as-is, which measures nothing")
     template = _template()
     run = read(run_folder)
     trouble: tuple[str, ...] = ()
@@ -53,6 +58,14 @@ def report(
             run = read(run_folder)
         except DistillError as error:
             trouble = (f"fidelity and robustness were not measured: {error}",)
+    if scratch is not None:
+        from distillrl.evidence import from_scratch
+
+        try:
+            from_scratch(run.path, scratch, teacher=teacher, env=env, show=show)
+            run = read(run_folder)
+        except DistillError as error:
+            trouble += (f"the student was not trained from scratch: {error}",)
     page = _page(run, judge(run, margin), trouble)
     path = Path(out) if out is not None else run.path / "report.html"
     artifact.write_bytes(path, template.render(**page).encode())

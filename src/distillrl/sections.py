@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distillrl import pictures, stats
-from distillrl.reading import Reading, look, number
+from distillrl.reading import AIMS, Reading, first_at, look, number
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 PLAYERS = ("teacher", "student", "random")
@@ -271,8 +271,8 @@ def _series(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict
 
 def _milestones(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
     found = []
-    for aim in (0.9, 0.95, 0.99):
-        first = next((r for r in rows if (number(r.get("retention")) or -1) >= aim), None)
+    for aim in AIMS:
+        first = first_at(rows, aim)
         if first is not None:
             found.append(
                 (
@@ -321,7 +321,37 @@ def cost(run: Reading) -> Section | None:
     ]
     if spent:
         tables.append(Table(("spent on", ""), tuple(spent), sortable=False))
-    return Section("cost", "Cost", tables=tuple(tables)) if tables else None
+    said, saved = _saved(run)
+    return Section("cost", "Cost", said=said, tables=(*tables, *saved)) if tables else None
+
+
+def _saved(run: Reading) -> tuple[tuple[str, ...], tuple[Table, ...]]:
+    """What training the same student from scratch takes, beside what its teacher let it do; or how to find out."""
+    known = look(run.evidence, "scratch")
+    if known is None:
+        if number(run.verdict.get("env_steps")) is None or not run.metrics:
+            return (), ()
+        return (f"What the teacher saved is not known: distillrl report {run.path} --scratch 10 trains the same student from scratch, by the reward alone, for ten times as many steps at most.",), ()
+    rows = []
+    taken = number(look(known, "env_steps")), number(look(known, "seconds"))
+    for aim in AIMS:
+        mine, alone = look(known, "reached", f"{aim:g}", "student"), look(known, "reached", f"{aim:g}", "scratch")
+        cells = [Cell(f"{aim:.0%}", aim)]
+        for key, whole, digits in (("env_steps", taken[0], 9), ("seconds", taken[1], 3)):
+            ours, theirs = number(look(mine, key)), number(look(alone, key))
+            ratio = (theirs if theirs is not None else whole or 0.0) / ours if ours else None
+            never = "> " if theirs is None else ""
+            cells += [
+                Cell(short(ours, digits) if ours is not None else "never", ours),
+                Cell(f"{never}{short(theirs if theirs is not None else whole, digits)}", theirs if theirs is not None else whole),
+                Cell(f"{never}{ratio:.3g} ×" if ratio else "–", ratio),
+            ]
+        rows.append(tuple(cells))
+    columns = ("retention reached", "steps, distilled", "from scratch", "fewer", "seconds, distilled", "from scratch", "faster")
+    kept = with_interval(look(known, "retention"), share=True)
+    end = f" In the end it kept {kept.text} ({kept.more}) on fresh episodes." if kept.key is not None else ""
+    caption = f"The same student trained from scratch by PPO, which the teacher told nothing, in {look(known, 'folder')}/; when each first reached so much on the selecting seeds, looked at from 4,096 steps on.{end}"
+    return (), (Table(columns, tuple(rows), caption, sortable=False),)
 
 
 def _ratio(theirs: float | None, mine: float | None) -> Cell:

@@ -24,14 +24,18 @@ from distillrl.options import CONTEXT, ENV_OPTIONS, TEACHER_OPTIONS, env_kwargs_
 @click.option("--env", help="The environment, where the run doesn't name it.")
 @click.option("--unseen", multiple=True, callback=env_kwargs_of, metavar="NAME=VALUE", help="Argument of an environment never seen in distillation; may be repeated.")
 @click.option("--physics", help="A TOML file with more changes of physics (docs/evidence.md).")
-def report(run: str, out: str | None, measure: str, margin: float, teacher: str | None, env: str | None, unseen: dict[str, Any] | None, physics: str | None) -> int:
+@click.option("--scratch", type=float, metavar="TIMES", help="Train the same student from scratch too, by the reward alone, for so many times its steps at most: what its teacher saved.")
+def report(run: str, out: str | None, measure: str, margin: float, teacher: str | None, env: str | None, unseen: dict[str, Any] | None, physics: str | None, scratch: float | None) -> int:
     """Write one HTML page on RUN, a run folder: ship it or not, and why. It opens offline."""
+    from distillrl.console import Display
     from distillrl.physics import PHYSICS
     from distillrl.physics import read as changes
     from distillrl.reporting import report as work
 
     table = PHYSICS if physics is None else changes(Path(physics))
-    click.echo(str(work(run, out, measure=measure, margin=margin, teacher=teacher, env=env, unseen=unseen, physics=table)))
+    with Display(quiet=scratch is None) as display:
+        page = work(run, out, measure=measure, margin=margin, teacher=teacher, env=env, unseen=unseen, physics=table, scratch=scratch, show=display)
+    click.echo(str(page))
     return 0
 
 

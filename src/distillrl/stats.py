@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 
 from distillrl.bootstrap import CHUNK, Floats, Interval, as_returns, bca, both, means, paired_means, resampled, student_quantile
 from distillrl.errors import Failed
-from distillrl.noninferiority import FEW, MARGIN, NonInferiority, caution, non_inferiority
+from distillrl.noninferiority import FEW, MARGIN, Falls, NonInferiority, caution, falls, non_inferiority
 
 __all__ = [
-    "FEW", "MARGIN", "RESAMPLES", "Interval", "NonInferiority", "Profile", "Statistic", "as_returns", "caution", "cvar", "difference_interval", "iqm",
+    "FEW", "MARGIN", "RESAMPLES", "Falls", "Interval", "NonInferiority", "Profile", "Statistic", "as_returns", "caution", "cvar", "difference_interval", "falls", "iqm",
     "iqm_interval", "mean", "mean_interval", "median", "non_inferiority", "paired_difference", "performance_profile", "probability_of_improvement", "retention",
     "statistic_interval", "student_quantile", "told_apart", "wilson",
 ]  # fmt: skip
