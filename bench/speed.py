@@ -90,9 +90,23 @@ def collection(ticks: int = 300, repeats: int = 5) -> list[dict]:
     return rows
 
 
-def evaluating(episodes: int = 1000) -> list[dict]:
+class Noted:
+    """A vector that notes the actions it is given."""
+
+    def __init__(self, vector, actions: list) -> None:
+        self.vector, self.actions = vector, actions
+
+    def __getattr__(self, name: str):
+        return getattr(self.vector, name)
+
+    def step(self, action):
+        """As the vector's."""
+        self.actions.append(action.copy())
+        return self.vector.step(action)
+
+
+def evaluating(episodes: int = 1000, repeats: int = 2) -> list[dict]:
     """Steps per second of whole episodes of a 16x16 student, beside the raw vector's with the same actions: the overhead of policy and bookkeeping."""
-    import numpy as np
     import torch
 
     from distillrl import envs, evaluation, teachers
@@ -103,36 +117,23 @@ def evaluating(episodes: int = 1000) -> list[dict]:
         command = [sys.executable, "-m", "distillrl", "distill", str(TEACHERS / "ppo_lunar.zip"), "--env", "LunarLander-v3", "--quiet", "--out", f"{place}/r"]
         subprocess.run(command, check=False, capture_output=True)
         student = teachers.load(Path(place) / "r" / "student.safetensors")
-    rows, seeds = [], Seeds(0, "verdict")
+    rows, seeds, made = [], Seeds(0, "verdict"), envs.make
     for backend in ("gymnasium:1", "gymnasium:2"):
         options, actions = EnvOptions("LunarLander-v3", backend=backend), []
-        made = envs.make
-
-        class Noted:
-            """A vector that notes what it is given."""
-
-            def __init__(self, vector) -> None:
-                self.vector = vector
-
-            def __getattr__(self, name: str):
-                return getattr(self.vector, name)
-
-            def step(self, action):
-                actions.append(np.array(action))
-                return self.vector.step(action)
-
-        envs.make = lambda *given, made=made, noted=Noted: noted(made(*given))
+        envs.make = lambda *given, kept=actions: Noted(made(*given), kept)
         steps = evaluation.play(student, options, episodes, seeds).steps
         envs.make = made
-        vector = envs.make(options, len(actions[0]), seeds, episodes)
-        vector.reset()
-        began = time.perf_counter()
-        for action in actions:
-            vector.step(action)
-        raw = steps / (time.perf_counter() - began)
-        vector.close()
-        whole = steps / evaluation.play(student, options, episodes, seeds).seconds
-        rows.append({"what": f"{episodes} LunarLander episodes of a 16x16 student, {backend}", "raw": round(raw), "evaluated": round(whole), "ratio": round(whole / raw, 3)})
+        best = {"raw": 0.0, "evaluated": 0.0}
+        for _ in range(repeats):
+            vector = envs.make(options, len(actions[0]), seeds, episodes)
+            vector.reset()
+            began = time.perf_counter()
+            for action in actions:
+                vector.step(action)
+            best["raw"] = max(best["raw"], steps / (time.perf_counter() - began))
+            vector.close()
+            best["evaluated"] = max(best["evaluated"], steps / evaluation.play(student, options, episodes, seeds).seconds)
+        rows.append({"what": f"{episodes} LunarLander episodes of a 16x16 student, {backend}", **{k: round(v) for k, v in best.items()}, "ratio": round(best["evaluated"] / best["raw"], 3)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

@@ -75,7 +75,8 @@ def test_training_from_scratch_is_set_beside(tmp_path):
     assert 1500 < alone["env_steps"] <= 1800
     assert read(run / "scratch").verdict["teacher_labels"] == 0
     assert alone["reached"]["0.9"]["student"]["env_steps"] <= 1500
-    assert "steps, distilled" in text and found["robustness"]
+    assert "steps, distilled" in text
+    assert found["robustness"]
     rounds = sum("round" in row for row in told)
     assert rounds > 0
     from_scratch(run, 1.2, teacher=knows, env=Shown, show=told.append)

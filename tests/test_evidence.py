@@ -534,3 +534,65 @@ def test_a_policy_far_under_its_own_files_return_is_said_to_be_so():
     policy.info = {**policy.info, "recorded_return": {"mean": 100.0, "std": 1.0, "source": "the file"}}
     notes = evaluation.evaluate(Player(policy), Sides, Player(policy), episodes=20, env_kwargs={"flip": -1.0})["notes"]
     assert any(n.startswith("the teacher plays 20.0 here, far under the 100.0 that the file records") and "flip = -1.0" in n for n in notes), notes
+
+
+# ── episodes that a mean hides ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_falls_are_named_with_the_deepest_first():
+    teacher, student = np.full(40, 100.0), np.full(40, 100.0)
+    student[[3, 7, 9, 20, 30, 31]] = [40, -50, 49, 0, 60, 10]  # half of 100 above random play's 0: below 50
+    found = stats.falls(student, teacher, np.zeros(10))
+    assert found.episodes == (7, 20, 31, 3, 9)
+    assert (found.theirs, found.of) == (0, 40)
+    assert found.more
+    assert found.sentence.startswith("In 5 of 40 episodes the student earns far less than its teacher on the same seed")
+    assert "(episodes 7, 20, 31, 3 and 9); the teacher never falls so far below the student." in found.sentence
+    other = stats.falls(teacher, student, np.zeros(10))
+    assert other.episodes == ()
+    assert other.theirs == 5
+    assert other.sentence is None
+    assert not other.more
+    teacher[[0, 1, 2]] = -20
+    assert not stats.falls(student, teacher, np.zeros(10)).more, "5 against 3 is chance"
+    assert stats.falls(np.zeros(9), np.zeros(9), np.zeros(9)).episodes == ()
+
+
+def test_an_evaluation_names_the_seeds_of_its_falls():
+    sometimes = Player(linear(Sides, [[0.0] * SENSORS] * 2, [0.0, 1.0]))  # plays 1: about half right, and so far behind
+    report = evaluation.evaluate(sometimes, Sides, Player(sides()), episodes=25)
+    fallen = report["falls"]
+    assert fallen["of"] == 25
+    assert fallen["episodes"]
+    assert fallen["seeds"] == [Seeds(0, "verdict")(i) for i in fallen["episodes"]]
+    returns = np.array(report["student"]["return"]["returns"])
+    assert fallen["episodes"][0] == int(returns.argmin())
+    from distillrl.console import sentences
+
+    assert fallen["sentence"] in sentences(report)
+
+
+def test_a_late_observation_is_a_late_action_to_who_forgets_and_is_played_once(monkeypatch):
+    asked = []
+    original = robustness._returns
+    monkeypatch.setattr(robustness, "_returns", lambda p, condition, *rest: asked.append(condition.group) or original(p, condition, *rest))
+    levels = {"action delay": (1,), "observation delay": (1,)}
+    found = robustness.measure(sides(), sides(), SIDES, episodes=4, levels=levels)["curves"]
+    assert asked == ["action delay"] * 2
+    assert found[0]["points"] == found[1]["points"]
+    again = robustness._returns(sides(), robustness._Condition("observation delay", "steps", 1, 0.0), SIDES, 4, Seeds(0, "verdict"), robustness.observation_scale(sides(), SIDES, 0), 0)
+    assert again.mean() == found[1]["points"][1]["student"]["value"]
+
+
+def test_a_policy_in_numpy_is_attacked_by_corners():
+    class Numpy:
+        gives, info, spec = ACTION, {}, spec_of(Sides)
+
+        def init(self, n):
+            return {}
+
+        def act(self, obs, memory, starts, wants=ACTION):
+            return Prediction(Deterministic(torch.from_numpy((obs["obs"].numpy().mean(-1) > 0).astype(np.int64)))), memory
+
+    prediction, _ = perturbed(Numpy(), "worst case", 8.0).act({"obs": torch.full((64, SENSORS), 0.05)}, {}, None)
+    assert prediction.action.mode.float().mean() < 0.2

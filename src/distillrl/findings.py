@@ -60,6 +60,8 @@ def robustness(run: Reading) -> Section | None:
         name, points = str(curve["name"]), curve["points"]
         svg = pictures.robustness(points, float(curve["usual"]), str(curve["unit"]), f"Return under {name}")
         verdict = str(curve["sentence"]) if curve.get("brittle") else "No more brittle than its teacher."
+        if name == "observation delay" and any(c["name"] == "action delay" and c["points"] == points for c in curves):
+            verdict += " The same as late actions: so they are to a policy without memory."
         figures.append(Figure(name[0].upper() + name[1:], verdict, svg))
     episodes = short(number(look(found, "episodes")))
     said = [str(c["sentence"]) for c in curves if c.get("brittle") and not severe(c)]

@@ -80,17 +80,22 @@ def measure(
     size = abs(float(clean["teacher"].mean()) - foot) or 1.0
     found: dict[str, dict[str, Any]] = {}
     left_out: list[str] = []
+    harmed: dict[tuple[str, float], dict[str, np.ndarray]] = {}
+    forgetful = not any(p.init(1) for p in players.values())
     for condition in _conditions(options, levels, physics):
         if found and seconds is not None and time.process_time() - began > seconds:
             left_out.append(f"{condition.group} {condition.level:g}")
             continue
+        # To a policy without memory a late observation is a late action: it is played once.
+        late = ("delay" if forgetful and condition.group.endswith("delay") else condition.group, condition.level)
         try:
-            harmed = {who: _returns(p, condition, options, episodes, seeds, scale, seed) for who, p in players.items()}
+            if late not in harmed:
+                harmed[late] = {who: _returns(p, condition, options, episodes, seeds, scale, seed) for who, p in players.items()}
         except DistillError as error:
             notes.append(f"{condition.group} at {condition.level:g} was not measured: {error}")
             continue
         curve = found.setdefault(condition.group, _curve(condition, clean, seed))
-        curve["points"].append(_point(condition.level, clean, harmed, size, seed))
+        curve["points"].append(_point(condition.level, clean, harmed[late], size, seed))
     return {
         "episodes": episodes,
         "seed": seed,
