@@ -14,7 +14,7 @@ import pytest
 from evidence_cases import Levels, Sides, parity, sides
 
 import distillrl
-from distillrl import artifact
+from distillrl import artifact, pictures
 from distillrl.config import Config
 from distillrl.errors import Misconfigured
 from distillrl.judging import judge
@@ -441,6 +441,25 @@ def pages(tmp_path_factory):
     folder = written(tmp_path_factory.mktemp("pages") / "lander")
     write(folder, "evidence.json", evidence(brittle=True))
     return [report(folder, measure="none").resolve().as_uri(), compare([folder, folder], folder / "compare.html").resolve().as_uri()]
+
+
+def test_labels_of_runs_and_teachers_cover_neither_each_other_nor_dots():
+    one = {"low": 0.9, "high": 1.0, "latency": 30.0}
+    runs = [{**one, "x": 484 + i, "y": 0.95, "label": i + 11} for i in range(4)]
+    teachers = [{**one, "x": x, "y": 1.0, "label": f"teacher {name}", "teacher": True} for x, name in ((69_124, "PPO"), (60_000, "DQN"), (90_000, "SAC"))]
+    svg = pictures.frontier([*runs, *teachers], "parameters", "retention", "a title")
+    boxes = []
+    for anchor, x, y, text in re.findall(r'text-anchor: (start|end)[^>]*? x="([\d.]+)" y="([\d.]+)"[^>]*>(1[1-4]|teacher \w+)<', svg):
+        width = 4 * len(text)
+        left = float(x) - (width if anchor == "end" else 0)
+        boxes.append((left, float(y) - 6, left + width, float(y)))
+    assert len(boxes) == 7
+    for i, a in enumerate(boxes):
+        assert a[0] >= 0
+        assert a[2] <= 252
+        for b in boxes[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+    assert "font-family" not in svg
 
 
 @pytest.mark.parametrize("width", [360, 1400])

@@ -128,26 +128,28 @@ def _frontiers(runs: Sequence[Reading]) -> Section | None:
                         "label": i + 1,
                     }
                 )
-        teachers = {
-            number(look(r.verdict, "teacher", "parameters")): number(look(r.verdict, "teacher", "latency_us"))
-            for r in runs
-            if _env(r) == env
-        }
-        rows += [
-            {"x": size, "y": 1.0, "low": 1.0, "high": 1.0, "latency": slow, "label": "teacher", "teacher": True}
-            for size, slow in teachers.items()
-            if size
-        ]
+        rows += _squares(runs, env)
         if len(rows) > 1:
             svg = pictures.frontier(rows, "parameters", "retention", f"Size and retention on {env}")
             figures.append(
                 Figure(
                     env,
-                    "Numbers are the table’s runs, the square is the teacher; a larger ring takes longer for one state. Up and to the left is better.",
+                    "Numbers are the table’s runs, squares are teachers; a larger ring takes longer for one state. Up and to the left is better.",
                     svg,
                 )
             )
     return Section("frontier", "What size buys", figures=tuple(figures)) if figures else None
+
+
+def _squares(runs: Sequence[Reading], env: str) -> list[dict[str, Any]]:
+    """An environment's teachers, by size and by name where they are several."""
+    found: dict[float, tuple[float | None, str]] = {}
+    for run in runs:
+        size = number(look(run.verdict, "teacher", "parameters"))
+        if _env(run) == env and size:
+            found.setdefault(size, (number(look(run.verdict, "teacher", "latency_us")), str(look(run.header, "provenance", "teacher", "algorithm") or "")))
+    names = [f"teacher {name}".strip() if len(found) > 1 else "teacher" for _, name in found.values()]
+    return [{"x": size, "y": 1.0, "low": 1.0, "high": 1.0, "latency": slow, "label": name, "teacher": True} for (size, (slow, _)), name in zip(found.items(), names, strict=True)]
 
 
 def _profiles(runs: Sequence[Reading]) -> Section | None:

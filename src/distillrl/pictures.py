@@ -7,130 +7,24 @@ random policy a triangle and dotted.
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from distillrl.errors import Missing
+from distillrl.canvas import COLOURS, DASHES, MARKERS, SERIES, as_svg, drawing
 
-SIZE = (3.5, 2.5)
-"""Inches; 252 × 180 units of the SVG."""
-COLOURS = {
-    "ink": "#010201",
-    "muted": "#010202",
-    "line": "#010203",
-    "teacher": "#010204",
-    "student": "#010205",
-    "random": "#010206",
-    "paper": "#010207",
-    "heat0": "#010208",
-    "heat1": "#010209",
-    "heat2": "#01020a",
-    "heat3": "#01020b",
-    "heat4": "#01020c",
-}
-"""Stand-ins that matplotlib draws with; in the SVG each becomes ``var(--name)``."""
-MARKERS = {"teacher": "s", "student": "o", "random": "^"}
-DASHES: dict[str, Any] = {"teacher": (0, (4, 2)), "student": "-", "random": (0, (1, 1.5))}
-SERIES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 2)), (0, (6, 1, 1, 1, 1, 1)))
-_MARGINS = {"left": 0.2, "right": 0.965, "bottom": 0.185, "top": 0.97}
 _MOST_DOTS = 400
 _STRENGTHS = ("heat1", "heat2", "heat3", "heat4", "student")
 _EDGES = (0.01, 0.05, 0.15, 0.4)
 """Between the five strengths of a difference in a map."""
 
 
-@functools.cache
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise Missing("the report's pictures need matplotlib: pip install 'distillrl[report]'") from None
-    matplotlib.use("agg")
-    from matplotlib import figure
-
-    return matplotlib, figure
-
-
-@contextmanager
-def _axes() -> Iterator[tuple[Any, Any]]:
-    matplotlib, figure = _pyplot()
-    c = COLOURS
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "distillrl",
-        "text.parse_math": False,
-        "path.simplify": False,
-        "font.size": 8,
-        "axes.labelsize": 8,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "axes.edgecolor": c["line"],
-        "axes.labelcolor": c["muted"],
-        "text.color": c["ink"],
-        "xtick.color": c["line"],
-        "ytick.color": c["line"],
-        "xtick.labelcolor": c["muted"],
-        "ytick.labelcolor": c["muted"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": c["line"],
-        "grid.linewidth": 0.4,
-        "grid.alpha": 0.6,
-        "lines.linewidth": 1.5,
-        "lines.markersize": 3.6,
-        "legend.frameon": False,
-        "legend.fontsize": 7,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "axes.unicode_minus": True,
-    }
-    with matplotlib.rc_context(style):
-        fig = figure.Figure(figsize=SIZE)
-        fig.subplots_adjust(**_MARGINS)  # fixed: measuring the text first would take as long as drawing it
-        yield fig, fig.add_subplot()
-
-
-def _svg(fig: Any, title: str) -> str:
-    """The figure as inline SVG: no size of its own, colours and font from the page, a title for who can't see it."""
-    out = io.StringIO()
-    fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">' + f"<title>{escape(title)}</title>", text, count=1
-    )
-    text = re.sub(
-        r' id="(?:figure|axes|patch|line2d|text|matplotlib\.axis|xtick|ytick|legend|PathCollection|LineCollection|PolyCollection|FillBetweenPolyCollection|QuadMesh)_\d+"',
-        "",
-        text,
-    )
-    text = re.sub(r"font: ?(?:[a-z]+ )?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for name, stand_in in COLOURS.items():
-        text = text.replace(stand_in, f"var(--{name})")
-    return re.sub(r">\s+<", "><", text).replace("xlink:href", "href")
-
-
-def escape(text: str) -> str:
-    """For text and attributes of HTML and SVG."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-
-
 def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, title: str, roles: bool = False, log: bool = False
 ) -> str:
     """Lines over a common x; with ``roles`` the names are teacher, student, random and are drawn as such."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         for i, (name, (xs, ys)) in enumerate(series.items()):
             colour = COLOURS[name] if roles else COLOURS["student" if i == 0 else "teacher" if i == 1 else "ink"]
             few = len(xs) <= 30
@@ -149,12 +43,12 @@ def curves(
         _thousands(ax)
         if len(series) > 1 or roles:
             _legend(ax)
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def dots(samples: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple[float, float, float]], x: str, title: str) -> str:
     """Each player's episodes as dots in a row of its own, the mean with its interval as a bar below them."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         rng = np.random.default_rng(0)
         for i, (who, values) in enumerate(samples.items()):
             shown = np.asarray(values, dtype=float)
@@ -170,12 +64,12 @@ def dots(samples: Mapping[str, Sequence[float]], intervals: Mapping[str, tuple[f
         _thousands(ax)
         ax.set_yticks([-i for i in range(len(samples))], list(samples))
         ax.set_ylim(-len(samples) + 0.5, 0.55)
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def confusion(counts: Sequence[Sequence[float]], names: Sequence[str], title: str) -> str:
     """The teacher's choices in rows, the student's in columns; each row in shares of its sum, which is written where there is room."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         table = np.asarray(counts, dtype=float)
         share = table / np.maximum(table.sum(1, keepdims=True), 1)
         size = len(table)
@@ -194,14 +88,14 @@ def confusion(counts: Sequence[Sequence[float]], names: Sequence[str], title: st
         ax.set_yticks(range(0, size, step), [names[i] for i in range(0, size, step)])
         ax.set_xlabel("the student chooses")
         ax.set_ylabel("the teacher chooses")
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def pairs(
     teacher: Sequence[float], student: Sequence[float], title: str, axes: tuple[str, str] = ("the teacher’s action", "the student’s")
 ) -> str:
     """The student's number against the teacher's, with the line of equality."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         both = np.concatenate([np.asarray(teacher), np.asarray(student)])
         ends = [float(both.min()), float(both.max())]
         ax.plot(ends, ends, color=COLOURS["muted"], linestyle=(0, (1, 1.5)), linewidth=1)
@@ -209,12 +103,12 @@ def pairs(
         ax.set_xlabel(axes[0])
         ax.set_ylabel(axes[1])
         _thousands(ax)
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def reliability(xs: Sequence[float], lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> str:
     """Calibration: on the dotted diagonal, confidence means what it says."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         ax.plot([0, 1], [0, 1], color=COLOURS["muted"], linestyle=(0, (1, 1.5)), linewidth=1, label="what it should be")
         for i, (name, ys) in enumerate(lines.items()):
             ax.plot(xs, ys, color=COLOURS["student" if i == 0 else "teacher"], linestyle=SERIES[i], marker="os"[i % 2], label=name)
@@ -223,12 +117,12 @@ def reliability(xs: Sequence[float], lines: Mapping[str, Sequence[float]], x: st
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         ax.legend(loc="best")
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def scatter(at: Sequence[Sequence[float]], distance: Sequence[float], x: str, y: str, title: str) -> str:
     """States on two axes; the more the two differ, the darker, larger and higher up the dot lies."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         places, far = np.asarray(at, dtype=float), np.asarray(distance, dtype=float)
         level = np.searchsorted(_EDGES, far, side="right")
         for i in range(5):
@@ -242,12 +136,12 @@ def scatter(at: Sequence[Sequence[float]], distance: Sequence[float], x: str, y:
         fig.subplots_adjust(right=0.76)
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="difference", title_fontsize=7, handletextpad=0.2, borderpad=0)
         ax.autoscale_view()
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def robustness(points: Sequence[Mapping[str, Any]], usual: float, x: str, title: str) -> str:
     """Teacher's and student's return against the level of a disturbance, intervals as bars, the usual level as a line."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         width = float(np.ptp([p["level"] for p in points])) or 1.0
         ax.axvline(usual, color=COLOURS["muted"], linewidth=0.7, linestyle=(0, (1, 1.5)))
         for who, shift in (("teacher", -0.008), ("student", 0.008)):
@@ -260,12 +154,12 @@ def robustness(points: Sequence[Mapping[str, Any]], usual: float, x: str, title:
         _widen(ax, 0.1 * max(abs(float(v)) for v in ax.get_ylim()))
         _thousands(ax)
         _legend(ax)
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def steps(values: Sequence[float | None], lengths: Sequence[float], title: str) -> str:
     """The share of episodes in which student and teacher have not yet differed, by step."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         last = float(max(lengths, default=1))
         met = sorted(v for v in values if v is not None)
         xs, ys = [0.0], [1.0]
@@ -277,14 +171,14 @@ def steps(values: Sequence[float | None], lengths: Sequence[float], title: str) 
         _thousands(ax)
         ax.set_xlabel("step of the episode")
         ax.set_ylabel("episodes still alike")
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> str:
     """Runs by cost (log) and return, with intervals; numbers stand for the table's rows, larger rings for slower ones."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         slowest = max((r.get("latency") or 0 for r in rows), default=0) or 1
-        for i, row in enumerate(rows):
+        for row in rows:
             ax.vlines([row["x"]], [row["low"]], [row["high"]], color=COLOURS["teacher" if row.get("teacher") else "student"], linewidth=1)
             size = 3 + 7 * ((row.get("latency") or 0) / slowest) ** 0.5
             ax.plot(
@@ -295,22 +189,21 @@ def frontier(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> s
                 markerfacecolor="none",
                 color=COLOURS["teacher" if row.get("teacher") else "student"],
             )
-            side = {"xytext": (-6, 4), "ha": "right"} if row.get("teacher") else {"xytext": (6, -9 if i % 2 else 4), "ha": "left"}
-            ax.annotate(str(row["label"]), (row["x"], row["y"]), textcoords="offset points", fontsize=7, **side)
         ax.set_xscale("log")
         ax.margins(0.12)
         _widen(ax, 0.06)
+        _labels(ax, [(row["x"], row["y"], str(row["label"])) for row in rows])
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         _thousands(ax)
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def bands(
     x: Sequence[float], lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], names: tuple[str, str], title: str
 ) -> str:
     """Performance profiles: value, low and high of each over common thresholds."""
-    with _axes() as (fig, ax):
+    with drawing() as (fig, ax):
         for i, (name, (value, low, high)) in enumerate(lines.items()):
             colour = COLOURS[("student", "teacher", "ink", "random", "muted")[i % 5]]
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -319,7 +212,7 @@ def bands(
         ax.set_xlabel(names[0])
         ax.set_ylabel(names[1])
         _legend(ax)
-        return _svg(fig, title)
+        return as_svg(fig, title)
 
 
 def _cloud(ax: Any, x: Any, y: Any, colour: str, size: float) -> None:
@@ -334,6 +227,28 @@ def _cloud(ax: Any, x: Any, y: Any, colour: str, size: float) -> None:
     ax.add_patch(patch)
     ax.update_datalim(ends)
     ax.autoscale_view()
+
+
+_PLACES = [(dx, dy) for reach in (0, 9, 18, 27) for dx, dy in ((7, 4 + reach), (7, -10 - reach), (-7, 4 + reach), (-7, -10 - reach), (7 + 2 * reach, -3), (-7 - 2 * reach, -3))]
+"""Where a label may stand from its dot, in points, the nearest first."""
+
+
+def _labels(ax: Any, labels: Sequence[tuple[float, float, str]]) -> None:
+    """Each label beside its dot, at the first place where it covers no dot, no other label and no edge; the axes must have their limits."""
+    scale = 72 / ax.figure.dpi
+    dots = [tuple(scale * v for v in ax.transData.transform((x, y))) for x, y, _ in labels]
+    frame = [scale * v for v in ax.get_window_extent().extents]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    for (x, y), (at, height, text) in zip(dots, labels, strict=True):
+        width, boxes = 4.3 * len(text), []
+        for dx, dy in _PLACES:
+            left = x + dx - (width if dx < 0 else 0)
+            boxes.append((left, y + dy, left + width, y + dy + 7))
+        hits = [sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken) + 9 * (a[0] < frame[0] or a[2] > frame[2] or a[1] < frame[1] or a[3] > frame[3]) for a in boxes]
+        best = min(range(len(boxes)), key=hits.__getitem__)
+        taken.append(boxes[best])
+        line = {"arrowstyle": "-", "color": COLOURS["muted"], "linewidth": 0.4} if best > 5 else None  # farther than beside it
+        ax.annotate(text, (at, height), _PLACES[best], textcoords="offset points", fontsize=7, ha="right" if _PLACES[best][0] < 0 else "left", arrowprops=line)
 
 
 def _widen(ax: Any, least: float) -> None:

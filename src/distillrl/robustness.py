@@ -185,7 +185,7 @@ def _judged(curve: dict[str, Any], clean: Mapping[str, np.ndarray]) -> dict[str,
         student, teacher = (float(clean[who].mean()) for who in ("student", "teacher"))
         sentence = (
             f"More brittle than its teacher under {curve['name'].removeprefix('physics: ')}: at {worst['level']:g} ({curve['unit']}) its return falls "
-            f"from {student:.4g} to {worst['student']['value']:.4g}, the teacher's from {teacher:.4g} to {worst['teacher']['value']:.4g}."
+            f"from {student:.4g} to {worst['student']['value']:.4g}, the teacher’s from {teacher:.4g} to {worst['teacher']['value']:.4g}."
         )
     return {**curve, "points": points, "brittle": bool(bad), "sentence": sentence}
 
