@@ -36,7 +36,8 @@ from distillrl.teachers.graph import (
     widen,
 )
 from distillrl.teachers.onnx_proto import Model, read_model
-from distillrl.teachers.onnx_to_torch import LOWER, Step
+from distillrl.teachers.onnx_step import Step
+from distillrl.teachers.onnx_to_torch import LOWER
 from distillrl.teachers.tracing import Tracer
 
 if TYPE_CHECKING:
