@@ -49,7 +49,7 @@ def _network(graph: Graph, seen: Seen, reading: Reading, spec: Spec, info: Mappi
         return None
     if any(group.categories for group in seen.observations.values()):
         return None
-    if not graph.shapes:
+    if not graph.shapes or graph.alone:
         return None
     shapes = graph.shapes
     elements = chain(graph, graph.outputs[reading.action], shapes)

@@ -20,9 +20,6 @@ from distillrl.teachers import sizes
 from distillrl.teachers.operators import OPERATORS
 
 MAX_NODES = 20_000
-SHAPERS = frozenset({"view", "reshape", "expand", "zeros", "ones", "full", "new_zeros", "repeat", "_unsafe_view"})
-
-
 OPERATOR_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, OverflowError, NotImplementedError, AttributeError, AssertionError)
 
 
@@ -74,6 +71,8 @@ class Graph:
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     """Of every value in a trial of ``trial`` states, where there was one; ``trial`` is a number that nothing else in it is."""
     trial: int = 0
+    alone: bool = False
+    """Its numbers are one state's, the batch axis at length 1: several states are asked about through ``torch.func.vmap``, operator by operator."""
 
     def title(self, value: str) -> str:
         """What a value is called as a feature."""
@@ -217,6 +216,8 @@ class GraphModule(nn.Module):
         program = self.programs.get(wanted)
         if program is None:
             program = self.programs[wanted] = [_step(node) for node in _fused(needed(self.graph, wanted), wanted)]
+        if self.graph.alone and batch != 1:
+            return self._each(inputs, wanted, program)
         values: dict[str, Any] = dict(inputs)
         values[BATCH.name] = batch
         buffers = self._buffers
@@ -225,6 +226,21 @@ class GraphModule(nn.Module):
         for step in program:
             step(values)
         return values
+
+    def _each(self, inputs: Mapping[str, Tensor], wanted: frozenset[str], program: list[Callable[[dict[str, Any]], None]]) -> dict[str, Any]:
+        """The wanted values alone, each state's own as if it were the only one; all of them go through each operator together."""
+        reads, writes = ({getattr(s, which): s.axis for s in self.graph.states} for which in ("read", "write"))
+        kept = {name: self._buffers[slot] for name, slot in self.slots.items()}
+
+        def one(given: dict[str, Tensor]) -> dict[str, Tensor]:
+            values: dict[str, Any] = {BATCH.name: 1, **kept, **given}
+            for step in program:
+                step(values)
+            return {name: values[name] for name in wanted}
+
+        axes = {name: reads.get(name, 0) for name in inputs}
+        made = torch.func.vmap(one, in_dims=(axes,))({name: x.unsqueeze(axes[name] + 1) for name, x in inputs.items()})
+        return {name: x.select(writes[name] + 1, 0).movedim(0, writes[name]) if name in writes else x.flatten(0, 1) if x.dim() > 1 and x.shape[1] == 1 else x for name, x in made.items()}
 
 
 def _fused(nodes: tuple[Node, ...], wanted: frozenset[str]) -> list[Node]:
@@ -271,49 +287,6 @@ def renamed(graph: Graph, **changes: Any) -> Graph:
     return dataclasses.replace(graph, **changes)
 
 
-def widen(graph: Graph) -> Graph | None:
-    """The graph with a batch fixed at one made free: shapes written as numbers get the batch in its place.
-
-    A file made for one state says reshape(x, [1, 48]); here the 1 that stands for the batch becomes the batch. Returns
-    None where no choice gives outputs that grow with the batch; whether the numbers are right is tested by ``agrees``.
-    """
-    if graph.shapes and _grows(graph):
-        return graph
-    trial = free_number(numbers_in(graph))
-    for axis in (None, 0, 1):
-        changed = graph if axis is None else renamed(graph, nodes=tuple(_freed(node, axis) for node in graph.nodes))
-        try:
-            values = trial_run(changed, trial)
-        except Failed:
-            continue
-        changed = renamed(changed, shapes={name: (tuple(t.shape), t.dtype) for name, t in values.items()}, trial=trial)
-        if _grows(changed):
-            return changed
-    return None
-
-
-def _grows(graph: Graph) -> bool:
-    """Whether each output has the batch as its first axis, and each state comes out as it went in."""
-    shapes = graph.shapes
-    if not all(shapes[value][0][:1] == (graph.trial,) for value in graph.outputs.values() if value in shapes):
-        return False
-    return all(shapes[s.write][0] == shapes[s.read][0] for s in graph.states)
-
-
-def _freed(node: Node, axis: int) -> Node:
-    if node.op not in SHAPERS:
-        return node
-    place = 0 if node.op in {"zeros", "ones", "full"} else 1
-    if len(node.args) <= place or not isinstance(node.args[place], tuple):
-        return node
-    shape = list(node.args[place])
-    at = axis if axis < len(shape) and shape[axis] == 1 else 0
-    if not shape or shape[at] != 1:
-        return node
-    shape[at] = BATCH if node.op != "repeat" else 1
-    return dataclasses.replace(node, args=(*node.args[:place], tuple(shape), *node.args[place + 1 :]))
-
-
 def random_inputs(graph: Graph, batch: int, seed: int = 0) -> dict[str, Tensor]:
     """Numbers to try a graph with: inputs and states [N, ...] (states with their own axis), standard normal."""
     generator = torch.Generator().manual_seed(seed)
@@ -340,24 +313,6 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
             gap[x.isnan() & y.isnan()] = 0
             gap[x == y] = 0
             worst = max(worst, float(gap.max()))
-    return worst
-
-
-def agrees(batched: Graph, single: Graph, n: int = 3) -> float:
-    """How far a widened graph lies from the file's own, asked one state at a time on random inputs."""
-    inputs = random_inputs(batched, n)
-    wanted = frozenset(batched.outputs.values()) | {s.write for s in batched.states}
-    axes = {s.read: s.axis for s in batched.states}
-    out_axes = {s.write: s.axis for s in batched.states}
-    with torch.inference_mode():
-        together = GraphModule(batched)(inputs, n, wanted)
-        alone = GraphModule(single)
-        worst = 0.0
-        for i in range(n):
-            one = {name: x.narrow(axes.get(name, 0), i, 1) for name, x in inputs.items()}
-            values = alone(one, 1, wanted)
-            names = sorted(wanted)
-            worst = max(worst, difference([together[v].narrow(out_axes.get(v, 0), i, 1) for v in names], [values[v] for v in names]))
     return worst
 
 

@@ -26,19 +26,18 @@ from distillrl.teachers.graph import (
     GraphModule,
     Ref,
     State,
-    agrees,
     difference,
     fold,
     free_number,
     integers,
     outputs_of,
     random_inputs,
-    widen,
 )
 from distillrl.teachers.onnx_proto import Model, read_model
 from distillrl.teachers.onnx_step import Step
 from distillrl.teachers.onnx_to_torch import LOWER
 from distillrl.teachers.tracing import Tracer
+from distillrl.teachers.widening import batched, widen
 
 if TYPE_CHECKING:
     from distillrl.teachers import Options
@@ -139,11 +138,11 @@ def _converted(model: Model, pairs: Mapping[str, str], notes: list[str], state_a
     outputs = {name: name for name in model.outputs if name not in pairs.values() and name in tracer.values}
     single = tracer.graph(inputs, outputs, tuple(states))
     _compared(model, single, 3 if model.batch_free else 1, notes)
+    if not model.batch_free:
+        return fold(batched(single))
     graph = widen(single)
     if graph is None:
-        raise Missing("its batch of one can't be widened")
-    if not model.batch_free and agrees(graph, single) > TOLERANCE:
-        raise Missing("its batch of one can't be widened without changing its answers")
+        raise Missing("its batch can't be freed")
     return fold(graph)
 
 

@@ -19,15 +19,12 @@ from distillrl.teachers.graph import (
     Node,
     Ref,
     State,
-    agrees,
     checked,
     fold,
     free_number,
-    widen,
 )
 from distillrl.teachers.operators import OPERATORS
-
-TOLERANCE = 1e-5
+from distillrl.teachers.widening import TOLERANCE, agrees, batched, widen
 
 
 class Tracer:
@@ -113,9 +110,7 @@ def settled(trace: Callable[[int, bool, Mapping[str, Kept]], tuple[Graph, dict[s
     if not written:
         wide = _widened(trace, taken, {})
         if wide is None:
-            wide = widen(single)
-            if wide is None or agrees(wide, single) > TOLERANCE:
-                raise Missing("its batch of one can't be widened")
+            wide = batched(single)
         return fold(wide)
     reason = ""
     for axis in (1, 0, 2):
