@@ -149,7 +149,7 @@ def _converted(model: Model, pairs: Mapping[str, str], notes: list[str], state_a
 def _settled(tracer: Tracer, outputs: tuple[str, ...], before: int, integers: dict[str, list[int]]) -> None:
     """Whole numbers that follow from constants alone are constants: an exporter's arithmetic on shapes."""
     values = [tracer.values[name] for name in outputs if isinstance(tracer.values.get(name), Tensor)]
-    if any(v.is_floating_point() or v.numel() > 64 or tracer.batch in v.shape for v in values):
+    if any(v.is_floating_point() or v.numel() > 64 or (tracer.free and tracer.batch in v.shape) for v in values):
         return
     del tracer.nodes[before:]
     for name, value in zip(outputs, values, strict=False):

@@ -82,16 +82,22 @@ def _batch_norm(x: Tensor, w: Any, b: Any, mean: Any, var: Any, training: bool =
     return F.batch_norm(x, mean, var, w, b, False, 0.0, eps)
 
 
+def _for_batch(state: Tensor, x: Tensor, batch_first: bool) -> Tensor:
+    """A recurrent state [layers, 1, F] that a file holds for a batch of one, repeated for the batch of x [T, B, F]."""
+    batch = x.shape[0 if batch_first else 1] if x.dim() == 3 else 1
+    return state.expand(-1, batch, -1).contiguous() if state.dim() == 3 and state.shape[1] == 1 != batch else state
+
+
 def _lstm(
     x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor], has_biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    return torch.lstm(x, list(hx), list(params), has_biases, layers, 0.0, False, bidirectional, batch_first)
+    return torch.lstm(x, [_for_batch(h, x, batch_first) for h in hx], list(params), has_biases, layers, 0.0, False, bidirectional, batch_first)
 
 
 def _gru(
     x: Tensor, hx: Tensor, params: Sequence[Tensor], has_biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    return torch.gru(x, hx, list(params), has_biases, layers, 0.0, False, bidirectional, batch_first)
+    return torch.gru(x, _for_batch(hx, x, batch_first), list(params), has_biases, layers, 0.0, False, bidirectional, batch_first)
 
 
 def _lstm_cell(x: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> tuple[Tensor, Tensor]:
@@ -236,7 +242,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "logical_and": torch.logical_and, "logical_or": torch.logical_or, "masked_fill": torch.masked_fill,
     # shapes
     "cat": _cat, "concat": _cat, "stack": lambda tensors, dim=0: torch.stack(list(tensors), dim), "slice": _slice, "select": torch.select, "narrow": torch.narrow,
-    "split": _split, "split_with_sizes": _split, "chunk": torch.chunk, "unbind": torch.unbind, "view": _view, "reshape": _view, "_unsafe_view": _view,
+    "split": _split, "split_with_sizes": _split, "chunk": torch.chunk, "unsafe_chunk": torch.chunk, "unsafe_split": _split, "unsafe_split_with_sizes": _split, "unbind": torch.unbind, "view": _view, "reshape": _view, "_unsafe_view": _view,
     "flatten": _flatten, "unflatten": lambda x, dim, sizes: x.unflatten(dim, _size(sizes)), "squeeze": _squeeze, "unsqueeze": torch.unsqueeze,
     "permute": lambda x, dims: x.permute(list(dims)), "transpose": torch.transpose, "t": lambda x: x.t(), "numpy_T": lambda x: x.permute(*reversed(range(x.dim()))),
     "expand": _expand, "expand_as": lambda x, other: x.expand_as(other), "view_as": lambda x, other: x.reshape(other.shape),

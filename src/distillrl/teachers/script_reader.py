@@ -331,6 +331,10 @@ class Reader:
             raise Failed(f"the script refuses its input: {str(args[0])[:120] if args else ''}")
         if name == "tensor":
             return self._new_tensor(args[0])
+        if name in PLAIN and any(type(a) is int for a in args) and not _any_ref(numbers := [self._number(a) for a in args]):
+            args = numbers  # a size, which tracing keeps as a tensor: torch.mul(batch, CONSTANTS.c0)
+            if name == "div" and kwargs.pop("rounding_mode", None) is not None:
+                name = "__round_to_zero_floordiv"
         if not _any_ref(args) and not _any_ref(list(kwargs.values())):
             if name in PLAIN:
                 return PLAIN[name](*args)
@@ -346,6 +350,11 @@ class Reader:
         if name in {"__isnot__", "__is__"}:
             return (args[0] is args[1]) == (name == "__is__") if None in args else self._unknown(name)
         return self._recorded(name, args, kwargs)
+
+    def _number(self, value: Any) -> Any:
+        """A whole number that the file keeps as a tensor without axes, else the value as it is."""
+        known = self.tracer.constants.get(value.name) if isinstance(value, Ref) else None
+        return int(known) if known is not None and known.dim() == 0 and not known.is_floating_point() else value
 
     def _recorded(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         args = [DTYPES.get(a, a) if name in {"to", "_to_copy"} and i and isinstance(a, int) and not isinstance(a, bool) else a for i, a in enumerate(args)]

@@ -109,9 +109,7 @@ def settled(trace: Callable[[int, bool, Mapping[str, Kept]], tuple[Graph, dict[s
     single, written = trace(1, False, {})
     if not written:
         wide = _widened(trace, taken, {})
-        if wide is None:
-            wide = batched(single)
-        return fold(wide)
+        return fold(wide if wide is not None and agrees(wide, single) <= TOLERANCE else batched(single))
     reason = ""
     for axis in (1, 0, 2):
         states = {path: (tensor, _axis(path, tensor, axis)) for path, tensor in written.items()}

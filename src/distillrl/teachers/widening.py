@@ -8,6 +8,7 @@ vectorising (``torch.func.vmap``), which needs no shape to be changed. Either wa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 
@@ -32,16 +33,12 @@ TOLERANCE = 1e-5
 
 def batched(single: Graph) -> Graph:
     """The graph of one state as one that takes any number of them; raises Missing where neither way gives the same numbers."""
-    wide = widen(single)
-    if wide is not None and agrees(wide, single) <= TOLERANCE:
-        return wide
+    for wide in _candidates(single):
+        if agrees(wide, single) <= TOLERANCE:
+            return wide
     alone = each(single)
-    try:
-        gap = agrees(alone, single)
-    except OPERATOR_ERRORS as error:
-        raise Missing(f"its batch of one can't be widened ({str(error).splitlines()[0][:120]})") from None
-    if gap > TOLERANCE:
-        raise Missing("its batch of one can't be widened without changing its answers")
+    if agrees(alone, single) > TOLERANCE:
+        raise Missing("its batch of one can't be widened")
     return alone
 
 
@@ -57,8 +54,12 @@ def widen(graph: Graph) -> Graph | None:
     A file made for one state says reshape(x, [1, 48]); here the 1 that stands for the batch becomes the batch. Returns
     None where no choice gives outputs that grow with the batch; whether the numbers are right is tested by ``agrees``.
     """
+    return next(_candidates(graph), None)
+
+
+def _candidates(graph: Graph) -> Iterator[Graph]:
     if graph.shapes and _grows(graph):
-        return graph
+        yield graph
     trial = free_number(numbers_in(graph))
     for axis in (None, 0, 1):
         changed = graph if axis is None else renamed(graph, nodes=tuple(_freed(node, axis) for node in graph.nodes))
@@ -68,8 +69,7 @@ def widen(graph: Graph) -> Graph | None:
             continue
         changed = renamed(changed, shapes={name: (tuple(t.shape), t.dtype) for name, t in values.items()}, trial=trial)
         if _grows(changed):
-            return changed
-    return None
+            yield changed
 
 
 def _grows(graph: Graph) -> bool:
@@ -94,14 +94,17 @@ def _freed(node: Node, axis: int) -> Node:
     return dataclasses.replace(node, args=(*node.args[:place], tuple(shape), *node.args[place + 1 :]))
 
 
-def agrees(batched: Graph, single: Graph, n: int = 3) -> float:
-    """How far a widened graph lies from the file's own, asked one state at a time on random inputs."""
-    inputs = random_inputs(batched, n)
-    wanted = frozenset(batched.outputs.values()) | {s.write for s in batched.states}
-    axes = {s.read: s.axis for s in batched.states}
-    out_axes = {s.write: s.axis for s in batched.states}
+def agrees(wide: Graph, single: Graph, n: int = 3) -> float:
+    """How far a widened graph lies from the file's own, asked one state at a time on random inputs; infinite where it can't take them."""
+    inputs = random_inputs(wide, n)
+    wanted = frozenset(wide.outputs.values()) | {s.write for s in wide.states}
+    axes = {s.read: s.axis for s in wide.states}
+    out_axes = {s.write: s.axis for s in wide.states}
     with torch.inference_mode():
-        together = GraphModule(batched)(inputs, n, wanted)
+        try:
+            together = GraphModule(wide)(inputs, n, wanted)
+        except OPERATOR_ERRORS:
+            return float("inf")
         alone = GraphModule(single)
         worst = 0.0
         for i in range(n):
