@@ -104,6 +104,18 @@ def _lstm_cell(x: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih
     return torch.lstm_cell(x, list(hx), w_ih, w_hh, b_ih, b_hh)
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, dropout: float = 0.0, is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    """softmax(qkᵀ · scale + mask) v, written out: torch's own kernel can't be vectorised over states (Vaswani 2017, eq. 1)."""
+    if enable_gqa:
+        raise ValueError("grouped queries aren't a policy's")
+    weights = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if is_causal:
+        mask = torch.ones(weights.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else weights + mask
+    return weights.softmax(-1) @ v
+
+
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
@@ -221,7 +233,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "convolution": _convolution, "_convolution": _convolution, "conv1d": F.conv1d, "conv2d": F.conv2d,
     "batch_norm": _batch_norm, "layer_norm": _layer_norm, "max_pool2d": _pool(F.max_pool2d), "avg_pool2d": _pool(F.avg_pool2d),
     "lstm": _lstm, "gru": _gru, "lstm_cell": _lstm_cell, "gru_cell": torch.gru_cell, "dropout": _same, "feature_dropout": _same,
-    "baddbmm": torch.baddbmm, "scaled_dot_product_attention": F.scaled_dot_product_attention,
+    "baddbmm": torch.baddbmm, "scaled_dot_product_attention": _attention,
     # activations
     "tanh": torch.tanh, "relu": F.relu, "elu": _elu, "selu": F.selu, "celu": F.celu, "gelu": _gelu, "silu": F.silu, "mish": F.mish,
     "sigmoid": torch.sigmoid, "leaky_relu": F.leaky_relu, "softplus": F.softplus, "softsign": F.softsign, "hardtanh": F.hardtanh,
