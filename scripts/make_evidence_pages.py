@@ -1,8 +1,8 @@
 """Make the runs and screenshots of docs/evidence.md: a good student, an undertrained, a brittle and an overfitted one.
 
-    PYTHONPATH=src python scripts/make_evidence_pages.py OUT [--only good,brittle] [--quick]
+    PYTHONPATH=src python scripts/make_evidence_pages.py OUT [--only good,brittle] [--quick] [--shots docs/evidence]
 
-Needs the teachers in ../shared/teachers, Box2D, playwright and Debian's chromium. The brittle student is a good one with
+Needs the teachers in ../shared/teachers (for the run on images also that of SpaceInvaders in ../zoo_extra), Box2D, playwright and Debian's chromium. The brittle student is a good one with
 two units and one more added that fire where one sensor reads exactly 0, as a dead one does: in undisturbed episodes that
 hardly happens. The overfitted one was distilled on ten levels of an environment whose rule a small network can't find.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,10 +21,13 @@ import numpy as np
 import torch
 
 import distillrl
-from distillrl import artifact, config, evaluation, runs
+from distillrl import artifact, config, evaluation, evidence, reading, runs
 from distillrl.reporting import compare, report
+from distillrl.watching import watch
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "teachers"
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+SHARED = BENCH.parents[1] / "shared" / "teachers"
+INVADERS = BENCH.parents[1] / "zoo_extra" / "ppo" / "MinAtar" / "SpaceInvaders-v1" / "model.zip"
 
 
 class Levels(gymnasium.Env):
@@ -83,8 +87,9 @@ def brittle(source: Path, out: Path, reach: float = 0.004) -> None:
     t["out.bias"] = t["out.bias"] + push[:, 0]
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(source, out)
-    for name in ("evidence.json", "report.html"):
+    for name in ("evidence.json", "report.html", "watch.gif"):
         (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "scratch", ignore_errors=True)
     family = f"mlp:{first + 2}x{second + 1}"
     artifact.save(out / runs.STUDENT, {**header, "family": family}, t)
     measure(out, family)
@@ -98,17 +103,24 @@ def measure(run: Path, family: str) -> None:
     found = evaluation.evaluate(
         str(folder.student), settled.env, settled.teacher, episodes=settled.verdict_episodes, seed=settled.seed, backend=settled.backend
     )
-    keep = ("agreement", "retention", "difference", "notes", "teacher", "student", "random", "evaluation_steps", "evaluation_seconds")
-    (run / runs.VERDICT).write_text(json.dumps({**known, **{k: found[k] for k in keep}, "student_family": family}))
+    anew = {k: v for k, v in found.items() if v is not None or k not in known}  # what only a run knows stays
+    (run / runs.VERDICT).write_text(json.dumps({**known, **anew, "seconds": known["seconds"], "student_family": family}))
     folder.write_config(config.with_changes(settled, {"student": family}))
 
 
-def lunar(out: Path, teacher: str, env: str, **options: object) -> Path:
+def lunar(out: Path, teacher: str | Path, env: str, **options: object) -> Path:
     """One run, made anew unless it is there."""
     if not (out / runs.VERDICT).is_file():
         shutil.rmtree(out, ignore_errors=True)
         distillrl.distill(SHARED / teacher, env, out=out, config=config.with_changes(config.Config(), options))
     return out
+
+
+def filmed(folder: Path) -> Path:
+    """With teacher and student side by side, which the page then shows."""
+    student, teacher, options = evidence.players(reading.read(folder), None, None, [])
+    watch({"teacher": teacher, "student": student}, options, folder / "watch.gif", steps=200)
+    return folder
 
 
 def make(root: Path, wanted: Mapping[str, bool], full: bool, backend: str) -> list[Path]:
@@ -117,9 +129,16 @@ def make(root: Path, wanted: Mapping[str, bool], full: bool, backend: str) -> li
     made = []
     discrete, continuous = ("ppo_lunar.zip", "LunarLander-v3"), ("ppo_lunarc.zip", "LunarLanderContinuous-v3")
     if wanted["good"]:
-        made.append(report(lunar(root / "good", *discrete, backend=backend), measure=how))
+        made.append(report(filmed(lunar(root / "good", *discrete, backend=backend)), measure=how, scratch=40.0 if full else None))
     if wanted["continuous"]:
-        made.append(report(lunar(root / "continuous", *continuous, backend=backend), measure=how))
+        made.append(report(lunar(root / "continuous", *continuous, until="none", env_steps=20_000, backend=backend), measure=how))
+    if wanted["images"]:
+        if INVADERS.is_file():
+            sys.path.insert(0, str(BENCH))  # games.py tells gymnasium of MinAtar
+            many = {"student": "cnn:8k3s1:32", "until": "none", "env_steps": 60_000, "backend": backend}
+            made.append(report(lunar(root / "images", INVADERS, "games:MinAtar/SpaceInvaders-v1", **many), measure=how))
+        else:
+            print(f"no images: train their teacher first, python scripts/train_teachers.py --algo ppo --env MinAtar/SpaceInvaders-v1 --out {INVADERS.parents[3]}")
     if wanted["undertrained"]:
         made.append(report(lunar(root / "undertrained", *discrete, rounds=2, until="none", backend=backend), measure=how))
     if wanted["brittle"]:
@@ -141,6 +160,8 @@ LOOKS = {"light": (1400, 1000, "light"), "dark": (1400, 1000, "dark"), "phone": 
 SHOTS = (
     ("good", "light"),
     ("good", "phone"),
+    ("continuous", "light"),
+    ("images", "light"),
     ("undertrained", "light"),
     ("brittle", "dark"),
     ("overfitted", "light"),
@@ -169,7 +190,7 @@ def shoot(pages: list[Path], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    names = ("good", "continuous", "undertrained", "brittle", "overfitted")
+    names = ("good", "continuous", "images", "undertrained", "brittle", "overfitted")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="where the runs go")
     parser.add_argument("--only", default=",".join(names), help="some of " + ",".join(names))

@@ -17,7 +17,7 @@ import distillrl
 from distillrl import artifact, pictures
 from distillrl.config import Config
 from distillrl.errors import Misconfigured
-from distillrl.judging import judge
+from distillrl.judging import judge, wanted
 from distillrl.reading import read
 from distillrl.reporting import compare, report
 
@@ -161,7 +161,7 @@ class Strict(HTMLParser):
         ({}, evidence(brittle=True), "no", "But more brittle than its teacher under observation noise"),
         ({}, evidence(brittle=True, low=0.06), "ship", "A caution: more brittle"),
         ({}, evidence(overfitted=True), "no", "But the student is worse outside of what it was distilled on"),
-        ({"episodes": 6, "noise": 60.0}, evidence(), "unknown", "6 episodes don't show"),
+        ({"episodes": 6, "noise": 60.0}, evidence(), "unknown", "6 episodes don’t show"),
     ],
 )
 def test_ship_or_not(run, changes, found, answer, says):
@@ -171,6 +171,31 @@ def test_ship_or_not(run, changes, found, answer, says):
     assert judgement.answer == answer
     assert any(says in s for s in judgement.sentences), judgement.sentences
     assert len(judgement.sentences) <= 3
+
+
+def test_a_full_measurement_plays_what_the_test_needs_and_says_so(run):
+    write(run, "verdict.json", verdict(250.0, noise=40.0))
+    judgement = judge(read(run))
+    needed = judgement.non_inferiority.needed
+    assert 200 < needed < 2000
+    assert wanted(judgement.non_inferiority) == needed
+    assert judgement.sentences[-1] == f"Measure more: distillrl report {run} --full plays {needed:,} episodes of each."
+    write(run, "verdict.json", verdict(249.5, noise=400.0))
+    assert "plays 2,000 episodes" in judge(read(run)).sentences[-1]
+    assert wanted(None) == 200
+
+
+def test_episodes_that_the_student_fell_in_are_named(run):
+    data = verdict()
+    for i in (4, 7, 11, 23, 42):
+        data["student"]["return"]["returns"][i] -= 200.0
+    write(run, "verdict.json", data)
+    judgement = judge(read(run))
+    assert judgement.sentences[1].startswith("In 5 of 50 episodes the student earns far less than its teacher on the same seed")
+    assert any("--episode" in c for c in judgement.cautions)
+    (run / "config.toml").write_text(CONFIG + 'backend = "envpool"\n')
+    write(run, "verdict.json", {**data, **{who: {**data[who], "return": {**data[who]["return"], "returns": data[who]["return"]["returns"] * 2}} for who in ("student", "teacher")}})
+    assert not any("same seed" in s for s in judge(read(run)).sentences), "their episodes aren't the same"
 
 
 def test_what_was_not_measured_is_said(run):

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, students, teachers
+from distillrl import artifact, costs, envs, evaluation, fidelity, generalisation, robustness, stats, students, teachers
 from distillrl import config as configuration
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError, Misconfigured
+from distillrl.judging import judge, wanted
 from distillrl.physics import PHYSICS, Change
 from distillrl.policies import Policy
 from distillrl.reading import EVIDENCE, Reading, look, number, read
@@ -32,8 +33,8 @@ QUICK_SECONDS = 5.0
 """Of the processor's time, after which a quick measurement begins nothing new."""
 KEPT = ("scratch",)
 """What a new measurement leaves as it was."""
-RETURNS, COMPARED, GENERALISATION = 200, 50, 100
-"""Episodes in a full measurement: of return, of fidelity and each level of a disturbance, of seen and unseen ones."""
+COMPARED, GENERALISATION = 50, 100
+"""Episodes in a full measurement: of fidelity and each level of a disturbance, of seen and unseen ones; for those of return see judging.wanted."""
 
 
 def gather(
@@ -44,11 +45,13 @@ def gather(
     env: Any = None,
     unseen: Mapping[str, Any] | None = None,
     physics: tuple[Change, ...] = PHYSICS,
+    margin: float = stats.MARGIN,
 ) -> dict[str, Any]:
     """Measure a run, write ``evidence.json``, return it.
 
     ``teacher`` and ``env``: where they lie now, by default where the run's configuration says. ``unseen``: keyword
-    arguments of the environment that the student was not distilled on. Raises Misconfigured, Missing or Failed where
+    arguments of the environment that the student was not distilled on. ``margin`` decides how many episodes are played
+    for the return. Raises Misconfigured, Missing or Failed where
     student, teacher or environment can't be had at all.
     """
     run = read(run_folder)
@@ -77,7 +80,7 @@ def gather(
     }
     if full:
         parts["returns"] = lambda: {
-            who: paired_returns(p, options, RETURNS, Seeds(seed, "verdict")) for who, p in (("student", student), ("teacher", master))
+            who: paired_returns(p, options, wanted(judge(run, margin).non_inferiority), Seeds(seed, "verdict")) for who, p in (("student", student), ("teacher", master))
         }
     if full or hardest is not None:
         parts["generalisation"] = lambda: generalisation.measure(

@@ -45,7 +45,7 @@ def strange(run: Reading) -> Section | None:
     figures = tuple(_state(row) for row in rows)
     if not figures:
         return None
-    lead = "The student’s states in which the two are farthest apart, one an episode at most: what each would do, and what each earns from there to the end."
+    lead = "The student’s states in which the two are farthest apart, one an episode at most: what each would do, and what each earns from there to the end. Episodes are numbered as distillrl watch --episode counts them."
     return Section("states", "Where they differ most", lead, figures=figures)
 
 
@@ -204,7 +204,7 @@ def _divergences(found: Mapping[str, Any]) -> tuple[Table, ...]:
 def _state(row: Mapping[str, Any]) -> Figure:
     facts = [("student", _said(row["student"])), ("teacher", _said(row["teacher"])), ("from there", _follows(row))]
     facts.append(("state", ", ".join(f"{k}: {short(v, 3)}" for k, v in row["seen"].items())))
-    title = f"Episode {row['episode'] + 1}, step {row['step']} of {row['length']}"
+    title = f"Episode {row['episode']}, step {row['step']} of {row['length']}"
     return Figure(title, f"Difference {row['distance']:.2f}.", image=row.get("picture") or "", alt=title, facts=tuple(facts))
 
 

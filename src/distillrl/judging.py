@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from distillrl.reading import Reading, look, number
 
 SEVERE = 0.15
 """What it may lose more than its teacher under a disturbance that leaves the teacher half of its return."""
+RETURNS, MOST_RETURNS = 200, 2_000
+"""Episodes of return in a full measurement: at least, and at most where fewer would not decide on non-inferiority."""
 PLAYERS = ("student", "teacher", "random")
 HEADLINES = {"ship": "Ship it.", "no": "Don’t ship it.", "unknown": "Not shown yet."}
 
@@ -64,7 +67,7 @@ def judge(run: Reading, margin: float = stats.MARGIN) -> Judgement:
     if against and test is not None and test.shown:
         against = [f"But {against[0][0].lower()}{against[0][1:]}", *against[1:]]
     second = fallen.sentence if fallen is not None and fallen.sentence and answer == "no" and not against else _second(run, against, fallen)
-    said = tuple(s for s in (first, second, third) if s)
+    said = tuple(re.sub(r"(?<=\w)'(?=\w)", "’", s) for s in (first, second, third) if s)
     return Judgement(answer, said, tuple(dict.fromkeys(cautions)), test, _measured(run))
 
 
@@ -180,8 +183,9 @@ def _advice(run: Reading, answer: str, test: stats.NonInferiority | None, brittl
     if answer == "unknown":
         if test is None:
             return "To know, measure student and teacher: distillrl report RUN --teacher FILE --full."
-        more = f"Measure more: distillrl report {run.path} --full"
-        return f"{more} plays {max(test.needed, 200):,} episodes of each." if test.needed else f"{more}."
+        if wanted(test) <= test.episodes:
+            return "More of these episodes would not decide it: a longer distillation (--env-steps) or a larger --student may."
+        return f"Measure more: distillrl report {run.path} --full plays {wanted(test):,} episodes of each."
     if brittle:
         if look(run.evidence, "generalisation", "overfitted"):
             return "Distil it on more varied episodes (more seeds, levels or parameters), and measure again."
@@ -193,6 +197,11 @@ def _advice(run: Reading, answer: str, test: stats.NonInferiority | None, brittl
     if reached is False and spent:
         return f"The run stopped short of its aim when {spent} was spent: give it more, or a larger --student."
     return "Distil for longer (--env-steps), or take a larger --student."
+
+
+def wanted(test: stats.NonInferiority | None) -> int:
+    """How many episodes of each a full measurement plays: as many as the test needs by what it says, within bounds."""
+    return RETURNS if test is None else min(MOST_RETURNS, max(RETURNS, test.episodes, test.needed or 0))
 
 
 def _texts(data: Any, key: str) -> list[str]:

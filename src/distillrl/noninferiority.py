@@ -15,7 +15,7 @@ FEW = 20
 """Figures that rest on fewer episodes are marked."""
 MARGIN = 0.02
 """How much worse than its teacher a student may be, in shares of the teacher's return above random play."""
-DEPTH = 0.5
+DEPTH = 0.25
 """How far below its teacher, in shares of that one's mean return above random play, an episode counts as a fall."""
 _NORMAL = NormalDist()
 
@@ -104,7 +104,7 @@ class Falls:
         named = [str(e) for e in self.episodes[:5]]
         which = f"episode {named[0]}" if n == 1 else f"episodes {', '.join(named)} and {n - 5} more" if n > 5 else f"episodes {', '.join(named[:-1])} and {named[-1]}"
         against = f"the teacher falls so far below the student in {self.theirs}" if self.theirs else "the teacher never falls so far below the student"
-        return f"In {n} of {self.of} episodes the student earns far less than its teacher on the same seed, by over half of what that one earns above random play ({which}); {against}."
+        return f"In {n} of {self.of} episodes the student earns far less than its teacher on the same seed, by over a quarter of what that one earns above random play ({which}); {against}."
 
 
 def falls(student: ArrayLike, teacher: ArrayLike, random: ArrayLike) -> Falls:

@@ -54,7 +54,7 @@ def report(
         from distillrl.evidence import gather
 
         try:
-            gather(run.path, full=measure == "full", teacher=teacher, env=env, unseen=unseen, physics=physics)
+            gather(run.path, full=measure == "full", teacher=teacher, env=env, unseen=unseen, physics=physics, margin=margin)
             run = read(run_folder)
         except DistillError as error:
             trouble = (f"fidelity and robustness were not measured: {error}",)

@@ -306,7 +306,7 @@ def cost(run: Reading) -> Section | None:
         for name, theirs, mine in measured
         if mine is not None or theirs is not None
     ]
-    tables = [Table(("", "teacher", "student", "teacher ÷ student"), tuple(rows), sortable=False)] if rows else []
+    tables = [Table(("", "teacher", "student", "teacher ÷ student"), tuple(rows), _busy(known), sortable=False)] if rows else []
     spent = [
         (Cell(name), plain(look(run.verdict, *keys), digits))
         for name, keys, digits in (
@@ -352,6 +352,15 @@ def _saved(run: Reading) -> tuple[tuple[str, ...], tuple[Table, ...]]:
     end = f" In the end it kept {kept.text} ({kept.more}) on fresh episodes." if kept.key is not None else ""
     caption = f"The same student trained from scratch by PPO, which the teacher told nothing, in {look(known, 'folder')}/; when each first reached so much on the selecting seeds, looked at from 4,096 steps on.{end}"
     return (), (Table(columns, tuple(rows), caption, sortable=False),)
+
+
+def _busy(costs: Any) -> str:
+    """Whether the machine had other work while latencies were measured, which the slowest calls then tell of."""
+    for who in ("student", "teacher"):
+        middle, slow = (number(look(costs, who, "latency_us", "1", key)) for key in ("p50", "p99"))
+        if middle and slow and slow > 10 * middle:
+            return "The machine had other work while this was measured (p99 is over ten times the median): the least is what to go by."
+    return ""
 
 
 def _ratio(theirs: float | None, mine: float | None) -> Cell:
