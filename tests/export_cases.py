@@ -13,9 +13,10 @@ from distillrl.packing import Form
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Scale, Sense, Stack
 from distillrl.students import compact
+from distillrl.students.cnn import Image, Residual
 from distillrl.students.fitted import Fitted
 from distillrl.students.growing import Examples
-from distillrl.students.networks import Network
+from distillrl.students.networks import Network, initialise
 from distillrl.teachers.recurrence import Recurrent
 from distillrl.wrapping import First, Join, RemainingTime
 
@@ -176,6 +177,19 @@ def grid() -> Network:
     return policy
 
 
+def seen(first: bool) -> Network:
+    """Colours made grey, the image cropped and made smaller both ways, frames stacked, then a residual network."""
+    shape = (3, 11, 9) if first else (11, 9, 3)
+    policy = mlp("cnn:impala" if first else "cnn:3-4:6", FOUR, {"obs": Group(shape, "uint8", (), 0.0, 255.0)})
+    see = "grey, resize=6x5, stack=2" if first else "crop=1-10, resize=7x6:bilinear"
+    policy = students.make("cnn:3-5:6", policy.spec, generator(), None, see)
+    if first:
+        policy.body[0] = Image((2, 6, 5), [nn.Conv2d(2, 5, 3, 1, 1), nn.MaxPool2d(3, 2, 1), Residual(5), nn.ReLU(), nn.Flatten()])
+        policy.body[1] = nn.Linear(5 * 3 * 3, 6)
+        initialise(policy, generator())
+    return loud(policy)
+
+
 def whole() -> Network:
     """Inputs and weights of whole numbers, as compress leaves them; the second layer mostly zeros."""
     policy = zeros()
@@ -229,10 +243,12 @@ CASES = {
     "activations": activations,
     "zeros": zeros,
     "grid": grid,
+    "grey": lambda: seen(True),
+    "resized": lambda: seen(False),
 }
 ROUNDED = {"whole": whole}
 """Those in which a number that lies between two steps may fall on either: not to be compared to 1e-5."""
-MEMORY = {"gru student", "lstm student", "remembering", "frames", "lstm", "gru"}
+MEMORY = {"grey", "gru student", "lstm student", "remembering", "frames", "lstm", "gru"}
 
 
 def observations(spec: Spec, n: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ def test_the_header_is_c_plus_plus_too(tmp_path):
     run("g++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", tmp_path / "main.cpp", tmp_path / "policy.o", "-o", tmp_path / "main")
 
 
-@pytest.mark.parametrize("case", ["thin", "start", "norms", "activations", "lstm", "gru", "frames", "zeros", "whole"])
+@pytest.mark.parametrize("case", ["thin", "start", "norms", "activations", "lstm", "gru", "frames", "grey", "zeros", "whole"])
 def test_nothing_is_read_before_it_is_written(case, tmp_path):
     """Clang's memory sanitizer, on sizes that are no multiple of a vector."""
     tool("clang", "clang libclang-rt-dev")
@@ -130,7 +130,7 @@ def test_no_undefined_behaviour_whatever_the_input(case, plain, tmp_path):
         run("gcc", "-std=c99", "-g", "-O1", *sane, *flags, source, files.files[0], "-o", binary)
         good, bad, _ = map(int, run(binary, env={"ASAN_OPTIONS": "detect_leaks=1"}).split())
         assert good > 0
-        assert bad > 0 or case in {"frames", "grid"}  # an image has no bad bytes
+        assert bad > 0 or case in {"frames", "grid", "grey", "resized"}  # an image has no bad bytes
 
 
 def fuzzer(policy) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distillrl.targets import c_header
+from distillrl.targets import c_header, c_images
 from distillrl.targets import plan as steps
 from distillrl.targets.c_header import STACK_LIMIT
 from distillrl.targets.c_kernels import printed
@@ -254,35 +254,6 @@ def _lstm_out(p: Printer, op: steps.LstmOut) -> None:
     p.lines.append(f"    for (i = 0; i < {size}; i += LANES) STORE({p.pointer(op.out)} + i, {value});")
 
 
-def _conv(p: Printer, op: steps.Conv) -> None:
-    """One call; several output columns are computed side by side, and it is printed for as many as divide a row best."""
-    (_, height, width), (outputs, rows, columns) = p.plan.shapes[op.x], p.plan.shapes[op.out]
-    tile = min(range(1, min(6, columns) + 1), key=lambda t: (-(-columns // t) * t - columns + (6 - t) * columns / 12, -t))
-    p.tiles.add(tile)
-    weight = np.zeros((steps.padded(outputs), *op.weight.shape[1:]), np.float32)
-    weight[:outputs] = op.weight
-    bias = np.zeros(steps.padded(outputs), np.float32)
-    bias[:outputs] = op.bias
-    arranged = weight.reshape(-1, 8, *op.weight.shape[1:]).transpose(0, 2, 3, 4, 1)
-    source = p.pointer(op.x)
-    channels, kh, kw = op.weight.shape[1:]
-    sizes = f"{channels}, {height}, {width}, {kh}, {kw}, {op.stride[0]}, {op.stride[1]}, {outputs}, {rows}, {columns}"
-    p.lines.append(f"    conv{tile}_({source}, {p.constant(arranged)}, {p.constant(bias)}, {p.pointer(op.out)}, {sizes});")
-
-
-def _pad(p: Printer, op: steps.Pad) -> None:
-    (channels, height, width), (_, rows, columns) = p.plan.shapes[op.x], p.plan.shapes[op.out]
-    p.loop(op.out, "0.0f")
-    to = p.item(op.out, f"(i / {height} * {rows} + {op.rows} + i % {height}) * {columns} + {op.columns} + j")
-    p.lines.append(f"    for (i = 0; i < {channels * height}; i++) {{\n        int j;")
-    p.lines.append(f"        for (j = 0; j < {width}; j++) {to} = (float){p.item(op.x, f'i * {width} + j')};\n    }}")
-
-
-def _transpose(p: Printer, op: steps.Transpose) -> None:
-    height, width, channels = p.plan.shapes[op.x]
-    p.loop(op.out, f"(float){p.item(op.x, f'i % {height * width} * {channels} + i / {height * width}')}")
-
-
 def _branches(p: Printer, op: steps.Branches) -> None:
     width = op.value.shape[1]
     feature, branches = p.constant(op.feature, "int32_t"), p.constant(op.branches, "int32_t")
@@ -311,9 +282,7 @@ PRINTERS: dict[type, Callable[[Printer, Any], None]] = {
     steps.GruGate: _gru,
     steps.LstmCell: _lstm_cell,
     steps.LstmOut: _lstm_out,
-    steps.Conv: _conv,
-    steps.Pad: _pad,
-    steps.Transpose: _transpose,
+    **c_images.PRINTERS,
 }
 
 

@@ -153,6 +153,25 @@ static void {name}_(const int16_t *q, const int8_t *w, const {kind} *at, const u
 """
 
 
+def _resample(kind: str, name: str) -> str:
+    return f"""/* y[b][i][a] = part * sum of weights[k][i] * x[b][places[k][i]][a], rounded where these are pixels of 8 bits. */
+static void {name}_(const {kind} *x, const int32_t *places, const float *weights, float *restrict y, int before, int n, int after, int m, int taps, float part, int pixels)
+{{
+    int b, i, a, k;
+    for (b = 0; b < before; b++)
+        for (i = 0; i < m; i++, y += after) {{
+            for (a = 0; a < after; a++) y[a] = 0.0f;
+            for (k = 0; k < taps; k++) {{
+                const {kind} *from = x + ((ptrdiff_t)b * n + places[k * m + i]) * after;
+                const float w = weights[k * m + i];
+                for (a = 0; a < after; a++) y[a] += w * (float)from[a];
+            }}
+            for (a = 0; a < after; a++) y[a] = pixels ? (float)(int32_t)(y[a] * part + 0.5f) : y[a] * part;
+        }}
+}}
+"""
+
+
 FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "smaller": (SMALLER, ()),
     "larger": (LARGER, ()),
@@ -281,6 +300,28 @@ static void dense_int8_(const int16_t *q, const int8_t *w, const float *scale, c
 """,
         ("whole",),
     ),
+    "resample": (_resample("float", "resample"), ()),
+    "resample_bytes": (_resample("uint8_t", "resample_bytes"), ()),
+    "pool": (
+        """/* y [channels][rows][columns]: the largest of each window of x [channels][height][width]. */
+static void pool_(const float *x, float *y, int channels, int height, int width, int kh, int kw, int sy, int sx, int py, int px, int rows, int columns)
+{
+    int i, r, c, u, v;
+    for (i = 0; i < channels; i++, x += (ptrdiff_t)height * width)
+        for (r = 0; r < rows; r++)
+            for (c = 0; c < columns; c++) {
+                const int top = r * sy - py, left = c * sx - px;
+                const int last = top + kh < height ? top + kh : height, end = left + kw < width ? left + kw : width;
+                float most = -3.402823466e38f;
+                for (u = top > 0 ? top : 0; u < last; u++)
+                    for (v = left > 0 ? left : 0; v < end; v++)
+                        if (!(x[(ptrdiff_t)u * width + v] <= most)) most = x[(ptrdiff_t)u * width + v];
+                *y++ = most;
+            }
+}
+""",
+        (),
+    ),
     "norm": (
         """/* (x - mean) / sqrt(variance + epsilon) * w + b; the root is Newton's, from a guess by the exponent. */
 static void norm_(const float *x, const float *w, const float *b, float epsilon, float *y, int n)
@@ -345,7 +386,7 @@ def printed(needed: set[str], name: str, tiles: set[int]) -> str:
         if called <= wanted:
             break
         wanted |= called
-    vectors = wanted - {"finite", "finite_wide", "best", "norm", "dense_int8", "whole", "sparse8", "sparse16", "sparse_int8_8", "sparse_int8_16"}
+    vectors = wanted - {"finite", "finite_wide", "best", "norm", "dense_int8", "whole", "resample", "resample_bytes", "pool", "sparse8", "sparse16", "sparse_int8_8", "sparse_int8_16"}
     prelude = PRELUDE.replace("@NAME@", name.upper()) if vectors or tiles else "\n#define ALIGNED\n"
     convolutions = "".join(convolution(tile) for tile in sorted(tiles))
     return prelude + "\n" + "\n".join(code for function, (code, _) in FUNCTIONS.items() if function in wanted) + convolutions

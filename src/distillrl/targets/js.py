@@ -45,6 +45,23 @@ function erf(v) {{
   for (let i = from + 1; i < to; i++) if (x[i] > x[at]) at = i;
   return at - from;
 }""",
+    "resample": """function resample(x, before, after, places, weights, whole, pixels, y) {
+  const m = y.length / (before * after), n = x.length / (before * after), taps = places.length / m;
+  for (let b = 0; b < before; b++) for (let i = 0; i < m; i++) for (let a = 0; a < after; a++) {
+    let sum = 0;
+    for (let k = 0; k < taps; k++) sum += weights[k * m + i] * x[(b * n + places[k * m + i]) * after + a];
+    y[(b * m + i) * after + a] = pixels ? Math.floor(sum / whole + 0.5) : sum / whole;
+  }
+}""",
+    "pool": """function pool(x, [channels, height, width], [kh, kw], [sy, sx], [py, px], y, [, rows, columns]) {
+  let to = 0;
+  for (let i = 0; i < channels; i++) for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
+    let most = -Infinity;
+    for (let u = Math.max(0, r * sy - py); u < Math.min(height, r * sy - py + kh); u++)
+      for (let v = Math.max(0, c * sx - px); v < Math.min(width, c * sx - px + kw); v++) most = Math.max(most, x[(i * height + u) * width + v]);
+    y[to++] = most;
+  }
+}""",
     "conv": """function conv(x, [channels, height, width], w, b, [kh, kw], [sy, sx], y, [out, rows, columns]) {
   let to = 0;
   for (let o = 0; o < out; o++) for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
@@ -249,6 +266,16 @@ def _layer_norm(p: _Printer, op: steps.LayerNorm) -> None:
     p.lines.append(f"    norm({p.names[op.x]}, {p.constant(op.weight)}, {p.constant(op.bias)}, {op.epsilon!r}, {op.out});")
 
 
+def _resample(p: _Printer, op: steps.Resample) -> None:
+    tables = f"{p.constant(op.places, '<i4')}, {p.constant(op.weights)}, {op.whole!r}, {json.dumps(op.pixels)}"
+    p.lines.append(f"    resample({p.names[op.x]}, {op.before}, {op.after}, {tables}, {op.out});")
+
+
+def _max_pool(p: _Printer, op: steps.MaxPool) -> None:
+    shapes = list(p.plan.shapes[op.x]), list(op.kernel), list(op.stride), list(op.padding), list(p.plan.shapes[op.out])
+    p.lines.append(f"    pool({p.names[op.x]}, {shapes[0]}, {shapes[1]}, {shapes[2]}, {shapes[3]}, {op.out}, {shapes[4]});")
+
+
 PRINTERS: dict[type, Callable[[_Printer, Any], None]] = {
     steps.Dense: lambda p, op: p.lines.append(f"    dense({p.names[op.x]}, {p.constant(op.weight)}, {p.constant(op.bias)}, {op.out});"),
     steps.Activate: _activate,
@@ -265,6 +292,8 @@ PRINTERS: dict[type, Callable[[_Printer, Any], None]] = {
     steps.Conv: _conv,
     steps.Pad: _pad,
     steps.Transpose: _transpose,
+    steps.Resample: _resample,
+    steps.MaxPool: _max_pool,
 }
 
 

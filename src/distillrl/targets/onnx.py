@@ -228,6 +228,23 @@ def _transpose(p: _Printer, op: steps.Transpose) -> None:
     p.node("Reshape", [made, p.constant([-1, p.plan.size(op.out)], "int64")], op.out)
 
 
+def _resample(p: _Printer, op: steps.Resample) -> None:
+    """A product with a matrix [n, m] that is zero but for the taps."""
+    n, m = p.plan.size(op.x) // (op.before * op.after), op.places.shape[1]
+    matrix = np.zeros((m, n), np.float32)
+    np.add.at(matrix, (np.tile(np.arange(m), (len(op.places), 1)), op.places), op.weights)
+    image = p.node("Reshape", [p.floats(op.x), p.constant([-1, op.before, n, op.after], "int64")])
+    sums = p.node("Mul", [p.node("MatMul", [p.constant(matrix), image]), p.constant(1 / op.whole)])
+    sums = p.node("Floor", [p.node("Add", [sums, p.constant(0.5)])]) if op.pixels else sums
+    p.node("Reshape", [sums, p.constant([-1, p.plan.size(op.out)], "int64")], op.out)
+
+
+def _max_pool(p: _Printer, op: steps.MaxPool) -> None:
+    image = p.node("Reshape", [p.floats(op.x), p.constant([-1, *p.plan.shapes[op.x]], "int64")])
+    made = p.node("MaxPool", [image], kernel_shape=list(op.kernel), strides=list(op.stride), pads=list(op.padding) * 2)
+    p.node("Reshape", [made, p.constant([-1, p.plan.size(op.out)], "int64")], op.out)
+
+
 PRINTERS: dict[type, Callable[[_Printer, Any], object]] = {
     steps.Dense: _dense,
     steps.Activate: _activate,
@@ -244,6 +261,8 @@ PRINTERS: dict[type, Callable[[_Printer, Any], object]] = {
     steps.Conv: _conv,
     steps.Pad: _pad,
     steps.Transpose: _transpose,
+    steps.Resample: _resample,
+    steps.MaxPool: _max_pool,
 }
 
 

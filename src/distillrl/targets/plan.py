@@ -227,7 +227,35 @@ class Transpose:
     x: str
 
 
-Op = OneHot | Affine | Concat | Combine | Take | Dense | Activate | LayerNorm | Branches | GruGate | LstmCell | LstmOut | Conv | Pad | Transpose
+@dataclass(frozen=True)
+class Resample:
+    """One axis of x [before, n, after] made m long: y[b, i, a] = Σ_k weights[k, i] · x[b, places[k, i], a] / whole, rounded half up where ``pixels``.
+
+    Weights are whole numbers with the sum ``whole``, so that sums of pixels of 8 bits are exact in float32. Colours made grey, images made smaller.
+    """
+
+    out: str
+    x: str
+    before: int
+    after: int
+    places: NDArray[np.int32]
+    weights: Floats
+    whole: float
+    pixels: bool
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest number of each window of an image [C, H, W]; what lies beyond its edges, ``padding`` wide, is smaller than any."""
+
+    out: str
+    x: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+Op = OneHot | Affine | Concat | Combine | Take | Dense | Activate | LayerNorm | Branches | GruGate | LstmCell | LstmOut | Conv | Pad | Transpose | Resample | MaxPool
 
 
 @dataclass(frozen=True)

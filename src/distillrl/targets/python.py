@@ -58,6 +58,18 @@ _ERF_Q = np.array({[float(f'{c:.9g}') for c in RATIONAL['erf'][2][::-1]]}, np.fl
     "_pad": """def _pad(x, rows, columns):
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(rows, rows), (columns, columns)])
 """,
+    "_resample": """def _resample(x, before, after, places, weights, whole, pixels):
+    x = x.reshape(*x.shape[:-1], before, -1, after)
+    sums = sum(x[..., at, :].astype(np.float32) * w[:, None] for at, w in zip(places, weights)) / _f(whole)
+    sums = np.floor(sums + _HALF) if pixels else sums
+    return sums.reshape(*sums.shape[:-3], -1)
+""",
+    "_pool": """def _pool(x, kernel, stride, padding):
+    edges = [(0, 0)] * (x.ndim - 2) + [(n, n) for n in padding]
+    x = np.pad(x, edges, constant_values=-np.inf)
+    x = np.lib.stride_tricks.sliding_window_view(x, kernel, (-2, -1))[..., :: stride[0], :: stride[1], :, :].max((-2, -1))
+    return x.reshape(*x.shape[:-3], -1)
+""",
     "_conv": """def _conv(x, w, b, stride):
     x = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], (-2, -1))[..., :: stride[0], :: stride[1], :, :]
     return (np.einsum("...chwyx,ocyx->...ohw", x, w, optimize=True) + b[:, None, None]).astype(np.float32)
@@ -193,6 +205,10 @@ def _transpose(p: _Printer, op: steps.Transpose) -> str:
     return f"np.moveaxis({_image(p, op.x)}, -1, -3).reshape({p.names[op.x]}.shape)"
 
 
+def _resample(p: _Printer, op: steps.Resample) -> str:
+    return f"_resample({p.names[op.x]}, {op.before}, {op.after}, {p.constant(op.places, '<i4')}, {p.constant(op.weights)}, {op.whole!r}, {op.pixels})"
+
+
 PRINTERS: dict[type, Callable[[_Printer, Any], str]] = {
     steps.Dense: _dense,
     steps.Activate: _activate,
@@ -209,6 +225,8 @@ PRINTERS: dict[type, Callable[[_Printer, Any], str]] = {
     steps.Conv: _conv,
     steps.Pad: lambda p, op: f"_pad({_image(p, op.x)}, {op.rows}, {op.columns}).reshape(*{p.names[op.x]}.shape[:-1], -1)",
     steps.Transpose: _transpose,
+    steps.Resample: _resample,
+    steps.MaxPool: lambda p, op: f"_pool({_image(p, op.x)}.astype(np.float32, copy=False), {op.kernel}, {op.stride}, {op.padding})",
 }
 
 

@@ -78,6 +78,8 @@ def _step(op: Op, values: Mapping[str, NDArray[Any]], plan: Plan) -> NDArray[Any
         return op.value[node]
     if isinstance(op, steps.Take):
         return x[:, list(op.indices)]
+    if isinstance(op, steps.Resample):
+        return _resampled(op, x)
     if isinstance(op, steps.LayerNorm):
         centred = x - x.mean(-1, keepdims=True)
         return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(op.epsilon)) * op.weight + op.bias
@@ -127,8 +129,20 @@ def _gate(op: steps.GruGate | steps.LstmCell | steps.LstmOut, values: Mapping[st
     return sigmoid(o) * np.tanh(values[op.c])
 
 
-def _image_step(op: steps.Conv | steps.Pad | steps.Transpose, x: NDArray[Any]) -> Floats:
+def _resampled(op: steps.Resample, x: NDArray[Any]) -> Floats:
+    images = x.reshape(len(x), op.before, -1, op.after)
+    sums = np.einsum("nbkia,ki->nbia", images[:, :, op.places].astype(np.float32), op.weights)
+    sums = np.floor(sums / np.float32(op.whole) + np.float32(0.5)) if op.pixels else sums / np.float32(op.whole)
+    return sums.astype(np.float32).reshape(len(x), -1)
+
+
+def _image_step(op: steps.Conv | steps.Pad | steps.Transpose | steps.MaxPool, x: NDArray[Any]) -> Floats:
     n = len(x)
+    if isinstance(op, steps.MaxPool):
+        edges = ((0, 0), (0, 0), (op.padding[0],) * 2, (op.padding[1],) * 2)
+        padded = np.pad(x.astype(np.float32, copy=False), edges, constant_values=-np.inf)
+        seen = np.lib.stride_tricks.sliding_window_view(padded, op.kernel, (2, 3))[:, :, :: op.stride[0], :: op.stride[1]]
+        return np.ascontiguousarray(seen.max((-2, -1))).reshape(n, -1)
     if isinstance(op, steps.Transpose):
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2)).reshape(n, -1)
     if isinstance(op, steps.Pad):

@@ -9,7 +9,7 @@ import numpy as np
 
 from distillrl.errors import Misconfigured
 from distillrl.filters import Choose, Clip
-from distillrl.images import Crop, Jitter, channels
+from distillrl.images import LUMA, ONE, Crop, Grey, Jitter, Resize, channels
 from distillrl.records import Group
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Pick, Scale, Stack
 from distillrl.targets import plan as steps
@@ -25,6 +25,8 @@ class Builder:
     def __init__(self, shapes: dict[str, tuple[int, ...]], ops: list[Op]) -> None:
         self.shapes, self.ops = shapes, ops
         self.wide: set[str] = set()
+        self.bytes: set[str] = set()
+        """Groups whose numbers are pixels of 8 bits, at the step of the sense that is printed: what is made of such is rounded."""
         self.states: list[State] = []
         self.scales: dict[int, Any] = {}
         """id of a rounded layer → the size of a step of each of its outputs' weights."""
@@ -56,8 +58,8 @@ class Builder:
 
 def sense(b: Builder, policy: Any) -> dict[str, str]:
     """Run the sense's steps; group → value."""
-    values = {}
-    for name, group in policy.spec.observations.items():
+    values, groups = {}, dict(policy.spec.observations)
+    for name, group in groups.items():
         b.shapes[name] = group.shape
         values[name] = name
     for i, step in enumerate(policy.sense.steps):
@@ -66,7 +68,8 @@ def sense(b: Builder, policy: Any) -> dict[str, str]:
             raise Misconfigured(
                 f"the sense's step {i} ({getattr(step, 'kind', type(step).__name__)}) can't be exported as code: {CODE} carry {known}; the target torch carries any"
             )
-        values = SENSES[type(step)](b, step, values)
+        b.bytes = {name for name, group in groups.items() if group.dtype == "uint8"}
+        values, groups = SENSES[type(step)](b, step, values), step.after(groups)
     return values
 
 
@@ -167,6 +170,33 @@ def _crop(b: Builder, step: Crop, values: Mapping[str, str]) -> dict[str, str]:
     return made
 
 
+def _grey(b: Builder, step: Grey, values: Mapping[str, str]) -> dict[str, str]:
+    made, luma = dict(values), np.array(LUMA, np.float32).reshape(3, 1)
+    for name in step.names:
+        shape = b.shapes[values[name]]
+        first = channels(shape) == 0
+        height, width = shape[1:] if first else shape[:2]
+        axis = (1, height * width) if first else (height * width, 1)
+        op = steps.Resample(b.name(), values[name], *axis, np.arange(3, dtype=np.int32).reshape(3, 1), luma, float(sum(LUMA)), name in b.bytes)
+        made[name] = b.add(op, (1, height, width))
+    return made
+
+
+def _resize(b: Builder, step: Resize, values: Mapping[str, str]) -> dict[str, str]:
+    """Rows, then columns."""
+    made = dict(values)
+    for name in step.names:
+        axis, *filters = step.filters[name]
+        for offset, (places, weights) in enumerate(filters):
+            shape = list(b.shapes[made[name]])
+            at = len(shape) + axis + offset
+            before, after = (int(np.prod(part, dtype=int)) for part in (shape[:at], shape[at + 1 :]))
+            shape[at] = places.shape[1]
+            op = steps.Resample(b.name(), made[name], before, after, places.numpy().astype(np.int32), weights.numpy(), float(ONE), name in b.bytes)
+            made[name] = b.add(op, tuple(shape))
+    return made
+
+
 def _unchanged(b: Builder, step: Any, values: Mapping[str, str]) -> dict[str, str]:
     return dict(values)
 
@@ -184,6 +214,8 @@ SENSES: dict[type, Callable[[Builder, Any, Mapping[str, str]], dict[str, str]]] 
     First: _first,
     Join: _join,
     Crop: _crop,
+    Grey: _grey,
+    Resize: _resize,
     Jitter: _unchanged,
 }
 

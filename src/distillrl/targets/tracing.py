@@ -136,7 +136,7 @@ def _layer(b: Builder, x: str, layer: nn.Module, where: str) -> str:
     made = convert(b, x, layer) if convert else None
     if made is None:
         raise Misconfigured(
-            f"the layer {where} ({_described(layer)}) can't be exported as code: {CODE} carry Linear, Conv2d, LayerNorm, BatchNorm1d and the usual activations; "
+            f"the layer {where} ({_described(layer)}) can't be exported as code: {CODE} carry Linear, Conv2d, MaxPool2d, LayerNorm, BatchNorm1d and the usual activations; "
             "the target torch carries any layer"
         )
     return made
@@ -209,6 +209,15 @@ def _conv(b: Builder, x: str, layer: nn.Conv2d) -> str | None:
     return b.add(steps.Conv(b.name(), x, weight, bias, (layer.stride[0], layer.stride[1])), (len(weight), rows, columns))
 
 
+def _max_pool(b: Builder, x: str, layer: nn.MaxPool2d) -> str | None:
+    kernel, stride, padding = ((v, v) if isinstance(v, int) else (v[0], v[1]) for v in (layer.kernel_size, layer.stride, layer.padding))
+    shape = b.shapes[x]
+    if len(shape) != 3 or layer.dilation not in {1, (1, 1)} or layer.ceil_mode or layer.return_indices:
+        return None
+    rows, columns = ((size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True))
+    return b.add(steps.MaxPool(b.name(), x, kernel, stride, padding), (shape[0], rows, columns))
+
+
 def _ungrouped(weight: Floats, groups: int) -> Floats:
     if groups == 1:
         return weight
@@ -235,6 +244,7 @@ LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.LayerNorm: _layer_norm,
     nn.Conv2d: _conv,
+    nn.MaxPool2d: _max_pool,
     Affine: _affine,
     Renorm: _affine,
     Reorder: lambda b, x, layer: b.add(steps.Take(b.name(), x, tuple(layer.order.tolist())), (len(layer.order),)),
