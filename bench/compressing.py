@@ -38,10 +38,15 @@ def run(given: argparse.Namespace) -> None:
             retention=given.retention, out=Path(folder) / "small", config=base, show=lambda m: print(m["note"], flush=True) if "note" in m else None,
         )  # fmt: skip
     print("\n".join(compression.sentences(made)))
-    told = {"teacher": Path(given.teacher).name, "teacher_parameters": load(given.teacher).policy.acting_parameters(), "env": given.env, "seed": given.seed, "student": given.student}
+    told = {"teacher": named(Path(given.teacher)), "teacher_parameters": load(given.teacher).policy.acting_parameters(), "env": given.env, "seed": given.seed, "student": given.student}
     told |= {"prune": given.prune, "sparse": given.sparse, "quantise": given.quantise, "retention": given.retention, "env_steps": given.env_steps}
     Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     Path(given.out).write_text(json.dumps({**told, "steps": list(made.steps), "reached": made.reached}, indent=1) + "\n", encoding="utf-8")
+
+
+def named(teacher: Path) -> str:
+    """Of a zoo's model.zip the folder tells who it is."""
+    return "-".join(teacher.parts[-3:-1]) if teacher.name == "model.zip" else teacher.name
 
 
 def of(given: argparse.Namespace) -> None:
@@ -52,24 +57,31 @@ def of(given: argparse.Namespace) -> None:
     for folder in given.folders:
         own = json.loads((folder / "compression.json").read_text(encoding="utf-8"))["steps"]
         steps += own if not steps else own[1:]
-    told = {"teacher": given.teacher.name, "teacher_parameters": load(given.teacher).policy.acting_parameters(), "env": given.env, "seed": given.seed, "sparse": False}
+    told = {"teacher": named(given.teacher), "teacher_parameters": load(given.teacher).policy.acting_parameters(), "env": given.env, "seed": given.seed, "sparse": False}
     given.out.write_text(json.dumps({**told, "steps": steps}, indent=1) + "\n", encoding="utf-8")
 
 
 def table(cells: list[dict]) -> str:
-    """One row for each measured step."""
-    rows = ["| teacher, environment, seed | step | parameters | of the teacher's | file, bytes | of these tensors | retention (95 %, episodes) | held |", "|---|---|---|---|---|---|---|---|"]
-    for cell in cells:
-        who = f"{cell['teacher'].removesuffix('.zip')}, {cell['env']}, {cell['seed']}"
-        for step in cell["steps"]:
-            r = step["retention"]
-            said = f"{r['value']:.1%} ({r['low']:.1%} to {r['high']:.1%}, {step['episodes']})"
-            tried = "" if step["attempt"] == 1 else ", 2nd try"
-            label = f"{step['step']}{' (weights)' if cell['sparse'] and 'out' in step['step'] and 'weights' not in step['step'] else ''}{tried}"
-            share = f"{step['parameters'] / cell['teacher_parameters']:.2%}"
-            held = {True: "yes", False: "no", None: "not shown"}[step["held"]]
-            rows.append(f"| {who} | {label} | {step['parameters']:,} | {share} | {step['bytes']:,} | {step['tensor_bytes']:,} | {said} | {held} |")
+    """One row for each step of a teacher, all seeds in it: those that came so far, by the try that ended the step."""
+    rows = ["| teacher, environment | step | parameters | of the teacher's | file, bytes | of these tensors | retention, by seed | lowest end of 95 % | held |", "|---|---|---|---|---|---|---|---|---|"]
+    for who in dict.fromkeys((c["teacher"].removesuffix(".zip"), c["env"], c["sparse"]) for c in cells):
+        own = [c for c in cells if (c["teacher"].removesuffix(".zip"), c["env"], c["sparse"]) == who]
+        for label in dict.fromkeys(step["step"] for c in own for step in c["steps"]):
+            tried = [[s for s in c["steps"] if s["step"] == label] for c in own]
+            last = [steps[-1] for steps in tried if steps]
+            again = sum(len(steps) > 1 and steps[-1]["attempt"] > 1 for steps in tried)
+            held = f"{sum(bool(s['held']) for s in last)} of {len(last)}" + (f", {again} at the 2nd try" if again else "")
+            shares = " / ".join(f"{s['retention']['value']:.1%}" for s in last)
+            numbers = [_range([s[key] for s in last]) for key in ("parameters", "bytes", "tensor_bytes")]
+            share = max(s["parameters"] / c["teacher_parameters"] for s, c in zip(last, own, strict=False))
+            kind = " (weights)" if who[2] and "out" in label and "weights" not in label else ""
+            rows.append(f"| {who[0]}, {who[1]} | {label}{kind} | {numbers[0]} | {share:.2%} | {numbers[1]} | {numbers[2]} | {shares} | {min(s['retention']['low'] for s in last):.1%} | {held} |")
     return "\n".join(rows)
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def page(given: argparse.Namespace) -> None:

@@ -147,6 +147,37 @@ def test_neurons_that_say_nothing_of_their_own_are_taken_out_without_a_trace(wor
     assert torch.allclose(logits(policy), logits(less), atol=1e-3)
 
 
+@pytest.mark.parametrize(("word", "see", "less"), [("cnn:6-8:10", None, "cnn:3-4:5:relu"), ("cnn:6k3s2p1-8k2::tanh", None, "cnn:3k3s2p1-4k2::tanh"), ("cnn:8:6x4", "both", "cnn:4:3x2:relu")])
+def test_channels_that_say_nothing_of_their_own_are_taken_out_without_a_trace(word, see, less):
+    images = {"image": Group((8, 9, 2), "uint8", (), 0.0, 255.0)}
+    groups = {"before": Group((3,), "float32"), **images, "later": Group((2,), "float32")} if see else images
+    policy = students.make(word, Spec(groups, SPEC.action), torch.Generator().manual_seed(1))
+    found = pruning.layers(policy)
+    with torch.no_grad():
+        for layer in found:
+            dead = layer.start + torch.arange(layer.size // 2 * layer.columns, layer.size * layer.columns)
+            policy.get_parameter(f"{layer.reader}.weight").flatten(1)[:, dead] = 0
+            policy.get_parameter(f"{layer.name}.bias").uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(2))
+    seen = {}
+    with calibration._noting(policy, seen):
+        logits(policy, 300)
+    wanted = pruning._counter(policy, found)([layer.size // 2 for layer in found])
+    made = pruning.narrowed(policy, wanted, {name: torch.cat(x) for name, x in seen.items()})
+    assert made.family == less
+    assert made.acting_parameters() == wanted < policy.acting_parameters() / 2
+    assert torch.allclose(logits(policy), logits(made), atol=1e-3)
+
+
+def test_presets_lose_channels_too():
+    policy = students.make("cnn:rusu-4", Spec({"obs": Group((44, 44, 4), "uint8", (), 0.0, 255.0)}, SPEC.action), torch.Generator().manual_seed(1))
+    seen = {}
+    with calibration._noting(policy, seen):
+        logits(policy, 40)
+    made = pruning.narrowed(policy, policy.acting_parameters() // 2, {name: torch.cat(x) for name, x in seen.items()})
+    assert made.family.count("k") == 3
+    assert made.acting_parameters() <= policy.acting_parameters() // 2
+
+
 def test_what_is_left_is_fitted_to_what_there_was():
     policy = made("mlp:32x32")
     seen = calibration.inputs(policy, CARTPOLE, 0, 1000)
@@ -161,7 +192,8 @@ def test_what_is_left_is_fitted_to_what_there_was():
     ("mlp:", {"prune": 0.5}, "no neurons"),
     ("tree:leaves=8", {"quantise": "int8"}, "--prune takes out leaves"),
     ("poly:degree=2", {"prune": 0.5, "sparse": True}, "--prune takes out terms"),
-    ("cnn:4:8", {"prune": 0.5}, "--sparse takes single weights"),
+    ("cnn:4-4k2d:8", {"prune": 0.5}, "--sparse takes single weights"),
+    ("cnn:impala", {"prune": 0.5}, "--sparse takes single weights"),
     ("mlp:8", {}, "nothing was asked"),
     ("mlp:8", {"prune": 1.5}, "below 1"),
     ("mlp:8", {"quantise": "int5"}, "int4"),

@@ -90,7 +90,7 @@ _STEP_OPTIONS = [
 @click.command(context_settings=CONTEXT)
 @click.argument("student")
 @click.option("--teacher", required=True, help="The teacher's file.")
-@click.option("--prune", type=float, default=0.0, help="Take out this share of the parameters, as whole neurons (of a tree: leaves), step by step.")
+@click.option("--prune", type=float, default=0.0, help="Take out this share of the parameters, as whole neurons and channels (of a tree: leaves), step by step.")
 @click.option("--sparse", is_flag=True, help="Take out single weights instead.")
 @click.option("--quantise", help="int8, int4, int3, int2, fp16 or bf16.")
 @click.option("--retention", type=float, default=0.98, show_default=True, help="Go on for as long as the interval of the retention lies above this.")
