@@ -69,11 +69,11 @@ def table(cells: list[dict]) -> str:
         for label in dict.fromkeys(step["step"] for c in own for step in c["steps"]):
             tried = [[s for s in c["steps"] if s["step"] == label] for c in own]
             last = [steps[-1] for steps in tried if steps]
-            again = sum(len(steps) > 1 and steps[-1]["attempt"] > 1 for steps in tried)
+            again = sum(bool(s["held"]) and s["attempt"] > 1 for s in last)
             held = f"{sum(bool(s['held']) for s in last)} of {len(last)}" + (f", {again} at the 2nd try" if again else "")
             shares = " / ".join(f"{s['retention']['value']:.1%}" for s in last)
             numbers = [_range([s[key] for s in last]) for key in ("parameters", "bytes", "tensor_bytes")]
-            share = max(s["parameters"] / c["teacher_parameters"] for s, c in zip(last, own, strict=False))
+            share = max(s["parameters"] for s in last) / own[0]["teacher_parameters"]
             kind = " (weights)" if who[2] and "out" in label and "weights" not in label else ""
             rows.append(f"| {who[0]}, {who[1]} | {label}{kind} | {numbers[0]} | {share:.2%} | {numbers[1]} | {numbers[2]} | {shares} | {min(s['retention']['low'] for s in last):.1%} | {held} |")
     return "\n".join(rows)

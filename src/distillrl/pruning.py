@@ -66,10 +66,10 @@ def layers(policy: Network) -> list[Layer]:
 def _channels(policy: Network, behind: str) -> list[Layer]:
     """The convolutions of a CNN, each read by the next one, and the last by the layer ``behind`` them."""
     tower = policy.body[0]
-    parts = list(tower.layers) if isinstance(tower, Fused) else [tower]
+    parts: list[nn.Module] = list(tower.layers) if isinstance(tower, Fused) else [tower]
     widths = [b - a for a, b in tower.spans] if isinstance(tower, Fused) else [0]
     images = [i for i, part in enumerate(parts) if isinstance(part, Image)]
-    inside = parts[images[0]].layers if images else nn.Sequential()
+    inside = next((part.layers for part in parts if isinstance(part, Image)), nn.Sequential())
     convs = [(name, layer) for name, layer in inside.named_children() if isinstance(layer, nn.Conv2d)]
     if len(images) != 1 or any(conv.groups > 1 for _, conv in convs) or any(isinstance(m, Residual) for m in inside):
         raise Misconfigured(
