@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from distillrl import artifact, cohort, envs, evaluation, learn, limits, racing,
 from distillrl.cli import main
 from distillrl.config import Config
 from distillrl.envs import EnvOptions, Seeds
-from distillrl.errors import Misconfigured
+from distillrl.errors import Failed, Misconfigured
 from distillrl.racing import Entry
 from distillrl.records import ActionSpace, Group, Progress, Spec
 from distillrl.retaining import Finding
@@ -228,17 +229,77 @@ def test_what_is_over_a_limit_does_not_begin(tmp_path, monkeypatch):
     assert row["latency"] > 0
 
 
-def test_ctrl_c_leaves_what_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(racing, "FIRST", 300)
-    plain, rounds = search._round, []
+def stopped_after(rounds, monkeypatch):
+    """Ctrl-C in the round of this number."""
+    plain, done = search._round, []
 
-    def broken_off(race):
-        rounds.append(1)
-        if len(rounds) == 3:
-            raise KeyboardInterrupt
+    def one(race):
+        done.append(1)
+        if len(done) == rounds:
+            signal.raise_signal(signal.SIGINT)
         plain(race)
 
-    monkeypatch.setattr(search, "_round", broken_off)
-    with pytest.raises(KeyboardInterrupt, match="a search begins anew"):
-        found(tmp_path / "out", sizes=("mlp:", "mlp:4"), retention=1.9)
-    assert json.loads((tmp_path / "out" / "frontier.json").read_text())["winner"] is None
+    monkeypatch.setattr(search, "_round", one)
+
+
+@pytest.mark.parametrize(("rounds", "first", "retention"), [(1, 700, 0.8), (2, 1, 1.05)])  # before the look that decides, and after one where none holds
+def test_ctrl_c_leaves_what_was_measured_and_the_search_goes_on_to_the_same_bytes(rounds, first, retention, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "VERDICT_EPISODES", 3)
+    monkeypatch.setattr(racing, "FIRST", first)
+    sizes = ("mlp:", "mlp:4", "gru:4" if rounds > 1 else "mlp:8", "tree:leaves=6")
+    whole = found(tmp_path / "whole", sizes, retention)
+    with monkeypatch.context() as patched:
+        stopped_after(rounds, patched)
+        with pytest.raises(KeyboardInterrupt, match="search --resume"):
+            found(tmp_path / "out", sizes, retention)
+    written = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    assert written["winner"] is None
+    assert any(r["history"] for r in written["sizes"]) == (rounds > 1)
+    with pytest.raises(Misconfigured, match="--resume"):
+        found(tmp_path / "out", sizes)
+    monkeypatch.setattr(search, "cost", lambda *given: pytest.fail("a latency is measured once"))
+    resumed = search.search(rule, "CartPole-v1", resume=tmp_path / "out")
+    assert [r["history"] for r in resumed.frontier] == [r["history"] for r in whole.frontier]
+    learnt = [[{k: v for k, v in json.loads(line).items() if "second" not in k} for line in (tmp_path / of / "metrics.jsonl").read_text().splitlines()] for of in ("whole", "out")]
+    assert learnt[0] == learnt[1]
+    if whole.reached:
+        assert (tmp_path / "out" / "student.safetensors").read_bytes() == (tmp_path / "whole" / "student.safetensors").read_bytes()
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    with pytest.raises(Misconfigured, match="has ended"):
+        search.search(rule, "CartPole-v1", resume=tmp_path / "out")
+
+
+def test_what_cannot_go_on_is_said(tmp_path):
+    with pytest.raises(Misconfigured, match="no search was begun"):
+        search.search(resume=tmp_path)
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(Failed, match="damaged"):
+        search.search(resume=tmp_path)
+
+
+def test_where_fresh_episodes_disagree_the_next_larger_one_is_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "VERDICT_EPISODES", 5)
+    monkeypatch.setattr(racing, "FIRST", 700)
+    plain, asked = search._verdict, []
+
+    def unlucky(race, student, entry):
+        asked.append(entry.word)
+        measured = plain(race, student, entry)
+        return measured if len(asked) > 1 else {**measured, "retention": {"value": 0.5, "low": 0.4, "high": 0.6}}
+
+    monkeypatch.setattr(search, "_verdict", unlucky)
+    sizes = ("mlp:", "mlp:4", "mlp:8x8")
+    one = found(tmp_path / "one", sizes, retention=0.7)
+    rows = {r["student"]: r for r in one.frontier}
+    assert one.reached
+    assert len(asked) == 2
+    assert one.verdict["student_family"] == asked[1]
+    assert rows[asked[1]]["parameters"] > rows[asked[0]]["parameters"]
+    assert rows[asked[0]]["left"] == "fresh episodes disagree: 50.0%"
+    assert not rows[asked[0]]["passed"]
+    assert asked[0] in search.sentences(one)[0]
+    monkeypatch.setattr(search, "_verdict", lambda race, student, entry: {**plain(race, student, entry), "retention": {"value": 0.5, "low": 0.4, "high": 0.6}})
+    none = found(tmp_path / "none", sizes, retention=0.7)
+    assert not none.reached
+    assert none.policy is not None
+    assert "came nearest" in search.sentences(none)[-1]

@@ -95,6 +95,20 @@ class Together:
         self.averaged.write_to(self.networks)
         return self.networks
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next round depends on."""
+        weights = {"now": self.stacked.weights.detach().clone(), "averaged": self.averaged.weights.detach().clone()}
+        return {"kind": "together", "students": len(self.networks), **weights, "optimiser": self.optimiser.state_dict(), "count": self.count, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of as many students alike."""
+        with torch.no_grad():
+            self.stacked.weights.copy_(state["now"])
+            self.averaged.weights.copy_(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.count = int(state["count"])
+        self.generator.set_state(state["generator"])
+
     def without(self, gone: set[int]) -> Together:
         """The others, with their moments, so that they learn on as if those had never been there."""
         kept = [k for k in range(len(self.networks)) if k not in gone]
@@ -128,6 +142,14 @@ class Alone:
     def settle(self) -> list[Any]:
         """The student as it plays."""
         return [self.learner.averaged]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next round depends on."""
+        return {"kind": "alone", "students": 1, "learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.learner.load_state_dict(state["learner"])
 
 
 class Cohort:
@@ -210,6 +232,22 @@ def seated(setup: Setup, state: State, students: Sequence[Any]) -> Cohort:
             learners += [Alone(_alone(setup, state, s).gradient) for s in kind]
         left = [s for s in left if all(s is not k for k in kind)]
     return Cohort(setup.spec, learners)
+
+
+def reseated(setup: Setup, state: State, students: Sequence[Any], saved: Sequence[Mapping[str, Any]], turn: int) -> Cohort:
+    """The cohort whose learners' states were saved; ``students`` in the order of its members."""
+    learners: list[Together | Alone] = []
+    left = list(students)
+    for values in saved:
+        mine, left = left[: values["students"]], left[values["students"] :]
+        own = _alone(setup, state, mine[0])
+        alone = values["kind"] == "alone"
+        learner = Alone(own.gradient) if alone else Together(mine, own.gradient.terms, setup.config.phase[0], generator(setup.config.seed, "learn0"))
+        learner.load_state_dict(values)
+        learners.append(learner)
+    made = Cohort(setup.spec, learners)
+    made.turn = turn
+    return made
 
 
 def _alone(setup: Setup, state: State, student: Any) -> State:

@@ -127,13 +127,13 @@ def _nothing(metrics: Mapping[str, Any]) -> None:
     """Show nothing."""
 
 
-class _Interrupt:
+class Interrupt:
     """Ctrl-C is noted, so that the round can be finished; a second one breaks it off. Only the main thread gets signals."""
 
     def __init__(self) -> None:
         self.asked = False
 
-    def __enter__(self) -> _Interrupt:
+    def __enter__(self) -> Interrupt:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._before = signal.signal(signal.SIGINT, self._note)
@@ -155,7 +155,7 @@ def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
         show({"folder": str(folder.path)})
         for note in setup.notes + _size_note(setup, state) + state.dataset.storage.notes:
             show({"note": note})
-        with _Interrupt() as interrupt:
+        with Interrupt() as interrupt:
             _rounds(setup, state, folder, show, interrupt)
         if not state.ended:
             raise KeyboardInterrupt(f"interrupted after round {state.progress.round - 1}; go on with: distillrl distill --resume {folder.path}")
@@ -166,7 +166,7 @@ def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
         state.drive.vector.close()
 
 
-def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: _Interrupt) -> None:
+def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: Interrupt) -> None:
     """Rounds until the run ends, or the user breaks it off; a checkpoint is then written where the vector allows one."""
     saved = began = time.perf_counter()
     before = state.seconds

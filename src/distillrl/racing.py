@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distillrl.retaining import Finding
+from distillrl.cohort import Cohort
+from distillrl.retaining import Finding, Referee
+from distillrl.runs import Folder
+from distillrl.settling import Setup, State
 
 FIRST = 8192
 """Environment steps before the first look; each later look comes at twice as many."""
@@ -40,6 +43,30 @@ class Entry:
     def order(self) -> tuple[float, float]:
         """Smaller ones first."""
         return self.cost["parameters"], self.cost["bytes"]
+
+
+@dataclass
+class Race:
+    """Where a search stands."""
+
+    setup: Setup
+    state: State
+    entries: list[Entry]
+    cohort: Cohort
+    referee: Referee
+    folder: Folder
+    show: Callable[[Mapping[str, Any]], None]
+    next_look: int = field(default_factory=lambda: FIRST)
+    looking: float = 0.0
+    """Seconds of looks."""
+    order: list[Entry] = field(default_factory=list)
+    """The entries in the order of the cohort's students."""
+
+    def reorder(self) -> None:
+        """Find each entry's place in the cohort."""
+        by_policy = {id(e.policy): e for e in self.entries}
+        self.order = [by_policy[id(p)] for p in self.cohort.members]
+        self.state.drive.memory["student"] = self.cohort.init(self.state.drive.n)
 
 
 def episodes_of(count: int) -> int:

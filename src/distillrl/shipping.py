@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from distillrl import config as configuration
 from distillrl.errors import Misconfigured
 from distillrl.options import CONTEXT, ENV_OPTIONS, TEACHER_OPTIONS, env_kwargs_of, with_options
+
+if TYPE_CHECKING:
+    from distillrl.compression import Compression
+    from distillrl.console import Display
+    from distillrl.search import Found
+
+T = TypeVar("T")
 
 
 @click.command(context_settings=CONTEXT)
@@ -109,26 +117,16 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
     """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.compression import compress as work
     from distillrl.compression import sentences
-    from distillrl.console import Display, print_verdict
 
     env = flags.pop("env")
     settled = configuration.with_changes(configuration.Config(env_steps=60_000), {"format": format_, **flags})
-    try:
-        with Display(quiet) as display:
-            made = work(student, teacher, env, prune=prune, sparse=sparse, quantise=quantise, retention=retention, episodes=episodes, out=out, config=settled, show=display)
-    except KeyboardInterrupt as stopped:
-        click.echo(str(stopped) or "interrupted", err=True)
-        return 130
-    if made.policy is not None:
-        print_verdict(made.verdict)
-        click.echo(f"student: {made.folder / 'student.safetensors'}")
-    for sentence in sentences(made):
-        click.echo(sentence, err=not made.reached)
-    return 0 if made.reached else 1
+    made = _shown(quiet, lambda show: work(student, teacher, env, prune=prune, sparse=sparse, quantise=quantise, retention=retention, episodes=episodes, out=out, config=settled, show=show))
+    return _told(made, sentences(made))
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("teacher")
+@click.argument("teacher", required=False)
+@click.option("--resume", metavar="FOLDER", help="Go on with a search that was stopped, as it was asked for.")
 @click.option("--retention", type=float, default=0.99, show_default=True, help="What the lower end of the interval must reach.")
 @click.option("--sizes", help="Students in distill's words, such as 'mlp:8, mlp:16x16, tree:leaves=16'.  [default: twelve MLPs up to 64x64]")
 @click.option("--max-parameters", type=click.IntRange(1), help="At most so many parameters.")
@@ -140,7 +138,7 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
 @with_options(TEACHER_OPTIONS)
 @with_options(_STEP_OPTIONS)
 @click.option("--see", help="What the students see, as in distill.")
-def search(teacher: str, retention: float, sizes: str | None, max_parameters: int | None, max_bytes: str | None, max_latency: str | None, latency_of: str, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
+def search(teacher: str | None, resume: str | None, retention: float, sizes: str | None, max_parameters: int | None, max_bytes: str | None, max_latency: str | None, latency_of: str, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
     """Find the smallest student of TEACHER that holds its return: all sizes learn at once, and race.
 
     \b
@@ -150,25 +148,43 @@ def search(teacher: str, retention: float, sizes: str | None, max_parameters: in
     Exit code 0: a size passed; 1: none did; 2: something was wrong, in a sentence.
     """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl import limits
-    from distillrl.console import Display, print_verdict
     from distillrl.search import search as work
     from distillrl.search import sentences
 
-    within = limits.Limits(max_parameters, limits.size(max_bytes) if max_bytes is not None else None, limits.duration(max_latency) if max_latency is not None else None, latency_of)
-    settled = configuration.with_changes(configuration.Config(env_steps=150_000), {"format": format_, **{k: v for k, v in flags.items() if k != "env"}})
+    if resume is not None:
+        found = _shown(quiet, lambda show: work(teacher, flags["env"], resume=resume, show=show))
+    elif teacher is None:
+        raise Misconfigured("search: name the teacher's file, or --resume FOLDER of a search that was stopped")
+    else:
+        within = limits.Limits(max_parameters, limits.size(max_bytes) if max_bytes is not None else None, limits.duration(max_latency) if max_latency is not None else None, latency_of)
+        settled = configuration.with_changes(configuration.Config(env_steps=150_000), {"format": format_, **{k: v for k, v in flags.items() if k != "env"}})
+        wished = limits.words(sizes) if sizes is not None else None
+        found = _shown(quiet, lambda show: work(teacher, flags["env"], retention=retention, sizes=wished, limits=within, episodes=episodes, out=out, config=settled, show=show))
+    return _told(found, [f"frontier: {found.folder / 'frontier.json'}", *sentences(found)])
+
+
+def _shown(quiet: bool, work: Callable[[Display], T]) -> T:
+    """Work whose progress is shown; where the user breaks it off, what it says, and exit code 130."""
+    from distillrl.console import Display
+
     try:
         with Display(quiet) as display:
-            found = work(teacher, flags["env"], retention=retention, sizes=limits.words(sizes) if sizes is not None else None, limits=within, episodes=episodes, out=out, config=settled, show=display)
+            return work(display)
     except KeyboardInterrupt as stopped:
         click.echo(str(stopped) or "interrupted", err=True)
-        return 130
-    if found.policy is not None:
-        print_verdict(found.verdict)
-        click.echo(f"student: {found.folder / 'student.safetensors'}")
-    click.echo(f"frontier: {found.folder / 'frontier.json'}")
-    for sentence in sentences(found):
-        click.echo(sentence, err=not found.reached)
-    return 0 if found.reached else 1
+        raise click.exceptions.Exit(130) from None
+
+
+def _told(made: Compression | Found, sentences: list[str]) -> int:
+    """The verdict, where the student lies, what came of it in words; the exit code."""
+    from distillrl.console import print_verdict
+
+    if made.policy is not None:
+        print_verdict(made.verdict)
+        click.echo(f"student: {made.folder / 'student.safetensors'}")
+    for sentence in sentences:
+        click.echo(sentence, err=not made.reached)
+    return 0 if made.reached else 1
 
 
 @click.command(context_settings=CONTEXT)
