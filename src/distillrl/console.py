@@ -186,8 +186,26 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     console.print(table)
     if any(verdict[who]["return"] and verdict[who]["return"]["episodes"] < FEW for who in columns):
         console.print(f"* rests on fewer than {FEW} episodes")
+    if verdict.get("tasks"):
+        console.print(_by_task(verdict["tasks"]))
     for sentence in sentences(verdict):
         console.print(sentence, markup=False, highlight=False)
+
+
+def _by_task(tasks: Sequence[Mapping[str, Any]]) -> Any:
+    """A row for each task, in its own reward's units."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    columns = [who for who in ("teacher", "student", "random") if who in tasks[0]]
+    for name in ("task", *columns, "retention", "95 % interval", "agreement"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task in tasks:
+        kept = task["retention"]
+        held = (f"{kept['value']:.1%}", f"{kept['low']:.1%} … {kept['high']:.1%}") if kept else ("–", "–")
+        agreed = "–" if task["agreement"] is None else f"{task['agreement']:.1%}"
+        table.add_row(task["name"], *[_number(task[who]["mean"]) for who in columns], *held, agreed)
+    return table
 
 
 def sentences(verdict: Mapping[str, Any]) -> list[str]:

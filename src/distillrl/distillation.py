@@ -40,7 +40,6 @@ from distillrl.policies import Player, acting_parameters
 from distillrl.records import Progress, Rollout
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
-from distillrl.senses import Normalise
 from distillrl.settling import Setup, State, all_wants, asks_teacher, enter_phase, label_wants, settle
 from distillrl.states import Drive, stakes
 
@@ -282,7 +281,7 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
     """Measure the student's normaliser from the first rollout, and make the learner anew around it."""
     moments = students.moments(state.student, rollout)
     if moments:
-        state.student.sense = state.student.sense.with_step(Normalise.from_moments(moments))
+        state.student.sense = students.normalised(state.student, moments)
         enter_phase(setup, state, state.progress.phase)
 
 

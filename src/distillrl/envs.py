@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from distillrl import atari
+from distillrl import atari, tasks
 from distillrl.episodes import STREAMS, Queue, Seeds
 from distillrl.errors import Misconfigured, Missing, nearest
 from distillrl.rendering import RENDER, drawing
@@ -37,6 +37,8 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
         raise Misconfigured(f"{', '.join(sorted(options.adds))} is given on demand by single environments, not by {'EnvPool' if options.backend == 'envpool' else 'a vector environment'}; --backend gymnasium can")
     if isinstance(options.id, gymnasium.vector.VectorEnv):
         return Given(options.id, seeds)
+    if options.backend in {"envpool", "ale"} and tasks.several(options.id):
+        raise Misconfigured(f"--backend {options.backend} steps one environment; several tasks side by side are stepped by gymnasium: --backend auto")
     if options.backend == "envpool":
         return EnvPool(options, n, seeds)
     if _by_ale(options):
@@ -71,6 +73,8 @@ def name_of(options: EnvOptions) -> str:
     """The environment's name for people and files."""
     if isinstance(options.id, str):
         return options.id
+    if several := tasks.several(options.id):
+        return ",".join(tasks.names(several))
     spec = getattr(options.id, "spec", None)
     return str(getattr(spec, "id", None) or getattr(options.id, "__name__", None) or type(options.id).__name__)
 
@@ -119,6 +123,8 @@ def _processes(options: EnvOptions, n: int) -> int:
 
 def _maker(options: EnvOptions, learnt: bool = False) -> Callable[[], gymnasium.Env[Any, Any]]:
     """Makes one; ``learnt``: for episodes that are learnt from, in which Atari's rewards are clipped."""
+    if several := tasks.several(options.id):
+        return tasks.joined([_task_maker(options, task, learnt) for task in several], tasks.names(several))
     if callable(options.id):
         made, kwargs = options.id, dict(options.kwargs)
         limit = options.max_episode_steps
@@ -143,6 +149,12 @@ def _maker(options: EnvOptions, learnt: bool = False) -> Callable[[], gymnasium.
         return gymnasium.make(options.id, max_episode_steps=options.max_episode_steps, disable_env_checker=True, **{**options.kwargs, **more})
 
     return drawing(registered, options.id) if RENDER in options.adds else registered
+
+
+def _task_maker(options: EnvOptions, task: Any, learnt: bool) -> Callable[..., gymnasium.Env[Any, Any]]:
+    """Of one of several tasks, with its own arguments beside those of all."""
+    name, own = tasks.arguments(task) if isinstance(task, str) else (task, {})
+    return _maker(replace(options, id=name, kwargs={**options.kwargs, **own}), learnt)
 
 
 def known(env_id: str) -> None:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 import distillrl
-from distillrl import artifact, envs, stats, students
+from distillrl import artifact, envs, stats, students, tasks, taskwise
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
 from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters, agreement, played, to_environment
 from distillrl.records import Prediction, Spec
+from distillrl.tasks import TASK
 
 MAX_SLOTS = 64
 """Environments side by side; with many episodes an eighth of them, twice as many at most (``_slots``)."""
@@ -43,6 +44,8 @@ class Episodes:
     """[episodes] 0 to 1; None where the environment doesn't tell."""
     alike: bool = False
     """Whether the first episodes all began with the same observation."""
+    same: np.ndarray | None = None
+    """[episodes] steps in which the shadow would have done the same."""
 
 
 class Random:
@@ -51,8 +54,10 @@ class Random:
     gives: frozenset[str] = frozenset({"action"})
 
     def __init__(self, spec: Spec, generator: torch.Generator) -> None:
-        name = next(k for k in spec.observations if k not in envs.ON_DEMAND or len(spec.observations) == 1)
+        name = TASK if spec.tasks else next(k for k in spec.observations if k not in envs.ON_DEMAND or len(spec.observations) == 1)
         self.spec, self.generator = replace(spec, observations={name: spec.observations[name]}), generator
+        legal = tasks.legal(spec)
+        self.legal = None if legal is None else torch.from_numpy(legal)
         self.info: Mapping[str, Any] = {"format": "random"}
 
     def init(self, n: int) -> Memory:
@@ -71,7 +76,7 @@ class Random:
             normal = torch.empty(*lead, space.dimensions).normal_(generator=self.generator)
             return Prediction(Deterministic(torch.where(bounded, low + unit * (high - low), normal.clamp(low, high)))), memory
         logits = torch.zeros(*lead, space.size)
-        uniform: dict[str, Any] = {"discrete": lambda: Categorical(logits), "multidiscrete": lambda: MultiCategorical(logits, space.nvec)}
+        uniform: dict[str, Any] = {"discrete": lambda: Categorical(logits, None if self.legal is None else self.legal[obs[name].long()]), "multidiscrete": lambda: MultiCategorical(logits, space.nvec)}
         distribution = uniform.get(space.kind, lambda: Bernoulli(logits))()
         return Prediction(Deterministic(distribution.sample(self.generator))), memory
 
@@ -117,7 +122,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     gained, taken = np.zeros(n), np.zeros(n, dtype=np.int64)
     ended, starts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
     memory, shadow_memory = policy.init(n), shadow.init(n) if shadow is not None else {}
-    same = asked = 0
+    same = np.zeros(episodes, dtype=np.int64)
     obs = _tensors(vector.reset(), spec)
     alike = n > 1 and all(bool((x[1:] == x[:1]).all()) for x in obs.values())
     while bool((playing := index < episodes).any()):
@@ -128,8 +133,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         counted = playing & ~ended
         if shadow is not None:
             other, shadow_memory = shadow.act(obs, shadow_memory, begin, ACTION)
-            agree = agreement(prediction, other).numpy()
-            same, asked = same + int(agree[counted].sum()), asked + int(counted.sum())
+            np.add.at(same, index[counted], agreement(prediction, other).numpy()[counted])
         action = to_environment(played(prediction, sampled, generator), spec)
         new, reward, terminated, truncated = vector.step(action)
         obs = _tensors(new, spec)
@@ -146,8 +150,9 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
             raise Failed(f"an episode has not ended after {ENDLESS} steps; set --max-episode-steps")
     if not np.isfinite(returns).all():
         raise Failed(f"episode {int(np.flatnonzero(~np.isfinite(returns))[0])} has a return that is NaN or infinite")
-    share = same / asked if asked else None
-    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, success if np.isfinite(success).all() else None, alike)
+    share = float(same.sum() / lengths.sum()) if shadow is not None else None
+    told = success if np.isfinite(success).all() else None
+    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, told, alike, same if shadow is not None else None)
 
 
 def following(vector: envs.Vector, index: np.ndarray, ended: np.ndarray) -> np.ndarray:
@@ -209,7 +214,8 @@ def verdict(
     that the student plays far worse on the same seed, notes, and for each of teacher, student and random: return
     and return_sampled {mean, low, high, median, iqm, cvar (of the worst 5 %), worst, success, episodes, few, returns},
     parameters, bytes, latency_us; null where a thing doesn't apply. ``sizes`` are the files' bytes, ``margin`` is how
-    much worse than its teacher a student may be, in shares of the teacher's return above random play.
+    much worse than its teacher a student may be, in shares of the teacher's return above random play. Of several tasks: ``tasks``, a section
+    for each, and all returns on one scale (taskwise.py).
     """
     randomly = Random(spec, torch.Generator().manual_seed(seed + 1))
     measured: dict[str, Results] = {}
@@ -218,6 +224,10 @@ def verdict(
     if student is not None:
         measured["student"] = measure(student, options, episodes, seed, shadow=teacher)
     measured["random"] = measure(randomly, options, episodes, seed)
+    by_task: list[dict[str, Any]] = []
+    said: list[str] = []
+    if spec.tasks:
+        measured, by_task, said = taskwise.split(spec, measured, taskwise.numbers_of(Seeds(seed, "verdict"), episodes, spec), seed, _returns)
     report: dict[str, Any] = {
         "agreement": measured["student"].likely.agreement if student is not None else None,
         "paired": None,
@@ -227,18 +237,20 @@ def verdict(
         "non_inferiority": None,
         "probability_of_improvement": None,
         "falls": None,
-        "notes": [],
+        "notes": said,
+        **({"tasks": by_task} if by_task else {}),
     }
     if student is not None and teacher is not None:
         s, t, r = (measured[k].likely.returns for k in ("student", "teacher", "random"))
-        report |= _against(s, t, r, seed, margin, same_episodes(options, episodes), measured["teacher"].likely.alike)
+        against = _against(s, t, r, seed, margin, same_episodes(options, episodes), measured["teacher"].likely.alike)
+        report |= {**against, "notes": said + against["notes"]}
     elif student is not None:
         report["notes"].append("retention is null: there is no teacher to compare with")
     for name, policy in (("teacher", teacher), ("student", student), ("random", randomly)):
         report[name] = None if policy is None else _player(name, policy, measured[name], seed, sizes.get(name))
         note = stats.caution(measured[name].likely.returns, f"the {name} policy", measured[name].likely.alike) if policy is not None and name != "random" else None
         report["notes"] += [note] if note else []
-        if policy is not None and name != "random" and (short := _shortfall(policy, name, options, measured[name].likely.returns)):
+        if policy is not None and name != "random" and not by_task and (short := _shortfall(policy, name, options, measured[name].likely.returns)):
             report["notes"].append(short)
     report["evaluation_steps"] = sum(e.steps for m in measured.values() for e in (m.likely, m.sampled) if e is not None)
     report["evaluation_seconds"] = round(sum(e.seconds for m in measured.values() for e in (m.likely, m.sampled) if e is not None), 3)

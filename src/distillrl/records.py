@@ -77,16 +77,34 @@ class ActionSpace:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One of several tasks of an environment (tasks.py): its name, what of the observation is its own, its own action space."""
+
+    name: str
+    observations: Mapping[str, str]
+    """A group of the environment → what the task alone calls it."""
+    action: ActionSpace
+
+    def spec(self, whole: Spec) -> Spec:
+        """The task's own spec, taken out of that of all."""
+        return Spec({own: whole.observations[name] for name, own in self.observations.items()}, self.action, whole.reward_scale)
+
+
+@dataclass(frozen=True)
 class Spec:
-    """The contract between a policy and an environment: observation groups, action space, reward scale."""
+    """The contract between a policy and an environment: observation groups, action space, reward scale; the tasks, where there are several."""
 
     observations: Mapping[str, Group]
     action: ActionSpace
     reward_scale: float = 1.0
+    tasks: tuple[Task, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; ``Spec.from_json`` gives an equal record."""
-        return dataclasses.asdict(dataclasses.replace(self, observations=dict(self.observations)))
+        data = dataclasses.asdict(dataclasses.replace(self, observations=dict(self.observations), tasks=()))
+        tasks = [dataclasses.asdict(dataclasses.replace(t, observations=dict(t.observations))) for t in self.tasks]
+        del data["tasks"]
+        return {**data, "tasks": tasks} if tasks else data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Spec:
@@ -101,20 +119,10 @@ class Spec:
             )
             for name, g in data["observations"].items()
         }
-        a = data["action"]
-        action = ActionSpace(
-            str(a["kind"]),
-            tuple(map(int, a["shape"])),
-            int(a["n"]),
-            int(a["start"]),
-            tuple(map(int, a["nvec"])),
-            tuple(map(float, a["low"])),
-            tuple(map(float, a["high"])),
-            str(a["dtype"]),
-        )
-        if action.kind not in {"discrete", "multidiscrete", "multibinary", "box"}:
-            raise ValueError(f"unknown action kind {action.kind!r}")
-        return Spec(groups, action, float(data["reward_scale"]))
+        tasks = tuple(Task(str(t["name"]), {str(k): str(v) for k, v in t["observations"].items()}, _action_of(t["action"])) for t in data.get("tasks", ()))
+        if any(not set(t.observations) <= set(groups) for t in tasks):
+            raise ValueError("a task sees a group that isn't there")
+        return Spec(groups, _action_of(data["action"]), float(data["reward_scale"]), tasks)
 
 
 @dataclass(frozen=True)
@@ -289,6 +297,22 @@ def with_tensors(record: Record, values: Mapping[str, Tensor], prefix: str = "")
         }
         return dataclasses.replace(record, **changed)
     return values[prefix]  # type: ignore[return-value]  # a tensor in, a tensor out
+
+
+def _action_of(a: Mapping[str, Any]) -> ActionSpace:
+    made = ActionSpace(
+        str(a["kind"]),
+        tuple(map(int, a["shape"])),
+        int(a["n"]),
+        int(a["start"]),
+        tuple(map(int, a["nvec"])),
+        tuple(map(float, a["low"])),
+        tuple(map(float, a["high"])),
+        str(a["dtype"]),
+    )
+    if made.kind not in {"discrete", "multidiscrete", "multibinary", "box"}:
+        raise ValueError(f"unknown action kind {made.kind!r}")
+    return made
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -86,4 +86,8 @@ def _gap(teacher: Prediction) -> Tensor | None:
     if teacher.q is not None:
         return teacher.q.max(-1).values - teacher.q.min(-1).values
     log_probs = getattr(teacher.action, "log_probs", None)
-    return None if log_probs is None else log_probs.max(-1).values - log_probs.min(-1).values
+    if log_probs is None:
+        return None
+    mask = getattr(teacher.action, "mask", None)  # what isn't legal is no action that could be taken wrongly
+    lowest = log_probs if mask is None else log_probs.masked_fill(~mask, torch.inf)
+    return log_probs.max(-1).values - lowest.min(-1).values

@@ -32,7 +32,6 @@ from distillrl.records import Progress, Rollout
 from distillrl.retaining import Finding, Referee
 from distillrl.runs import Folder
 from distillrl.selecting import spent_budget
-from distillrl.senses import Normalise
 from distillrl.settling import Setup, State, all_wants, begin, generator, label_wants, settle
 from distillrl.states import Who
 
@@ -201,7 +200,7 @@ def _normalise(race: Race, rollout: Rollout) -> None:
     for entry in race.order:
         moments = students.moments(entry.policy, rollout)
         if moments:
-            entry.policy.sense = entry.policy.sense.with_step(Normalise.from_moments(moments))
+            entry.policy.sense = students.normalised(entry.policy, moments)
             changed = True
     if changed:
         turn = race.cohort.turn

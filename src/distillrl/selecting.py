@@ -15,6 +15,7 @@ from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.records import Progress
 from distillrl.settling import Setup, State, generator
+from distillrl.taskwise import Scale, means, numbers_of, scale_of
 
 FREE_EVALUATIONS = 4
 """Evaluations before their steps are held to a fifth of all: a run of a few thousand steps needs them all the same."""
@@ -77,9 +78,10 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
         state.baseline = {"random": float(foot.returns.mean()), "apart": 0.0}
     if setup.judge is not None and "teacher" not in state.baseline:
         teacher = evaluation.play(setup.judge, setup.options, config.select_episodes, seeds)
+        foot, teacher = _on_one_scale(setup, state, foot, teacher)
         state.baseline |= {"teacher": float(teacher.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
         state.baseline["teacher_returns"] = teacher.returns.tolist()
-        apart = stats.told_apart(teacher.returns, foot.returns)
+        apart = stats.told_apart(teacher.returns, foot.returns) and ("scale" in state.baseline or not setup.spec.tasks)
         state.baseline["apart"] = float(apart)
         if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
             state.next_evaluation = teacher.steps // 3  # an evaluation costs about as much as this one: learn for a while first
@@ -88,15 +90,17 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     student = state.gradient.averaged
     shadow = setup.judge if goal is not None and goal[0] == "agreement" else None
     played = evaluation.play(student, setup.options, config.select_episodes, seeds, shadow=shadow)
-    mean = float(played.returns.mean())
+    returns = scaled(setup, state, played.returns, seeds)
+    mean = float(returns.mean())
     state.evaluations += 1
     state.evaluation_steps += played.steps
     best_yet = state.best is None or mean >= state.best["mean"]
-    if (best_yet and getattr(student, "grown", False)) or (_reaches(goal, _figures(state, mean, played.agreement)) and _unsure(state, played.returns)):
-        mean = _confirmed(setup, state, student, played.returns)
+    if (best_yet and getattr(student, "grown", False)) or (_reaches(goal, _figures(setup, state, returns, played.agreement)) and _unsure(setup, state, returns)):
+        returns = _confirmed(setup, state, student, returns)
+        mean = float(returns.mean())
     state.next_evaluation = int(state.progress.env_steps * 1.3) if not state.progress.rounds else int(offline.RARER * (state.progress.round + 1))
     found: dict[str, Any] = {}
-    figures = _figures(state, mean, played.agreement)
+    figures = _figures(setup, state, returns, played.agreement)
     state.evaluation_seconds += time.perf_counter() - began
     reached = _reaches(goal, figures)
     state.hard["judged"] = None
@@ -104,32 +108,62 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
         found = hardcases.search(setup, state)
     state.reached = state.reached or reached
     _keep_best(state, student, mean)
-    returns = {who: state.baseline[who] for who in ("teacher",) if who in state.baseline}
-    state.progress = replace(state.progress, returns={**returns, "student": mean})
-    return {"return.student": mean, "return.teacher": returns.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
+    known = {who: state.baseline[who] for who in ("teacher",) if who in state.baseline}
+    state.progress = replace(state.progress, returns={**known, "student": mean})
+    found |= {f"retention.{t.name}": value for t, value in zip(setup.spec.tasks, figures.pop("tasks") or (), strict=False)}
+    return {"return.student": mean, "return.teacher": known.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
 
 
-def _figures(state: State, mean: float, agreement: float | None) -> dict[str, float | None]:
-    """What an aim can be about; retention is None where teacher and random policy can't be told apart."""
+def scaled(setup: Setup, state: State, returns: np.ndarray, seeds: Seeds) -> np.ndarray:
+    """Returns of these episodes; of several tasks as shares of what each one's teacher earns above random play, where that is known."""
+    if "scale" not in state.baseline:
+        return returns
+    return Scale(*state.baseline["scale"]).shares(returns, numbers_of(seeds, len(returns), setup.spec))
+
+
+def _on_one_scale(setup: Setup, state: State, random: Any, teacher: Any) -> tuple[Any, Any]:
+    """The episodes of both, and of several tasks the scale that all returns of the run are brought to."""
+    if not setup.spec.tasks:
+        return random, teacher
+    seeds = Seeds(setup.config.seed, "select")
+    scale = scale_of(random.returns, teacher.returns, numbers_of(seeds, len(random.returns), setup.spec))
+    if scale is not None:
+        state.baseline |= {"scale": [list(scale.random), list(scale.teacher)], "random": 0.0}
+    one, other = (replace(e, returns=scaled(setup, state, e.returns, seeds)) for e in (random, teacher))
+    return one, other
+
+
+def _tasks(setup: Setup, count: int) -> np.ndarray:
+    return numbers_of(Seeds(setup.config.seed, "select"), count, setup.spec)
+
+
+def _figures(setup: Setup, state: State, returns: np.ndarray, agreement: float | None) -> dict[str, Any]:
+    """What an aim can be about; retention is None where teacher and random policy can't be told apart. Of several tasks ``tasks`` has each one's."""
+    mean = float(returns.mean())
     scale = state.baseline["teacher"] - state.baseline["random"] if state.baseline["apart"] else None
-    return {"return": mean, "agreement": agreement, "retention": (mean - state.baseline["random"]) / scale if scale else None}
+    each = means(returns, _tasks(setup, len(returns))) if scale and setup.spec.tasks else None
+    return {"return": mean, "agreement": agreement, "retention": (mean - state.baseline["random"]) / scale if scale else None, "tasks": each}
 
 
-def _reaches(goal: tuple[str, float] | None, figures: Mapping[str, float | None]) -> bool:
-    return goal is not None and (value := figures[goal[0]]) is not None and value >= goal[1]
+def _reaches(goal: tuple[str, float] | None, figures: Mapping[str, Any]) -> bool:
+    """Whether the aim is reached; retention by every task."""
+    if goal is None:
+        return False
+    value = min(figures["tasks"]) if goal[0] == "retention" and figures["tasks"] else figures[goal[0]]
+    return value is not None and value >= goal[1]
 
 
-def _unsure(state: State, returns: np.ndarray) -> bool:
-    """Whether so few episodes leave the student's distance from its teacher open: its standard error, paired by seed, is above UNSURE."""
+def _unsure(setup: Setup, state: State, returns: np.ndarray) -> bool:
+    """Whether so few episodes leave the student's distance from its teacher open: its standard error, paired by seed, is above UNSURE, in some task."""
     if "teacher_returns" not in state.baseline or not state.baseline["apart"]:
         return False
-    apart = returns - np.asarray(state.baseline["teacher_returns"])
-    error = apart.std(ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
-    return bool(error > UNSURE * abs(state.baseline["teacher"] - state.baseline["random"]))
+    apart, tasks = returns - np.asarray(state.baseline["teacher_returns"]), _tasks(setup, len(returns))
+    errors = [x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0.0 for k in range(int(tasks.max()) + 1) for x in (apart[tasks == k],)]
+    return bool(max(errors) > UNSURE * abs(state.baseline["teacher"] - state.baseline["random"]))
 
 
-def _confirmed(setup: Setup, state: State, student: Any, returns: np.ndarray) -> float:
-    """The mean over CONFIRMED times as many selecting seeds, less what they are kinder to the teacher than the first ones: the
+def _confirmed(setup: Setup, state: State, student: Any, returns: np.ndarray) -> np.ndarray:
+    """Returns on CONFIRMED times as many selecting seeds, less what they are kinder to the teacher than the first ones: the
     best of many candidates by few episodes, or the first to reach an aim, is mostly the luckiest.
     """
     count = setup.config.select_episodes
@@ -137,13 +171,15 @@ def _confirmed(setup: Setup, state: State, student: Any, returns: np.ndarray) ->
     seeds = Seeds(setup.config.seed, "select", further)
     more = evaluation.play(student, setup.options, len(further), seeds)
     state.evaluation_steps += more.steps
-    mean = float(returns.sum() + more.returns.sum()) / (CONFIRMED * count)
+    returns = np.concatenate([returns, scaled(setup, state, more.returns, seeds)])
     if setup.judge is None:
-        return mean
+        return returns
+    tasks = _tasks(setup, len(returns))
     if "teacher_further" not in state.baseline:
-        state.baseline["teacher_further"] = float(evaluation.play(setup.judge, setup.options, len(further), seeds).returns.mean())
-    kinder = (state.baseline["teacher_further"] - state.baseline["teacher"]) * (CONFIRMED - 1) / CONFIRMED
-    return mean - kinder
+        state.baseline["teacher_further"] = means(scaled(setup, state, evaluation.play(setup.judge, setup.options, len(further), seeds).returns, seeds), tasks[count:])
+    first = means(np.asarray(state.baseline["teacher_returns"]), tasks[:count])
+    kinder = (np.array(state.baseline["teacher_further"]) - np.array(first)) * (CONFIRMED - 1) / CONFIRMED
+    return np.asarray(returns - kinder[tasks])
 
 
 def _keep_best(state: State, student: Any, mean: float) -> None:

@@ -21,7 +21,7 @@ from distillrl.images import Crop, Grey, Jitter, Resize
 from distillrl.policies import Memory
 from distillrl.records import Group
 from distillrl.sounds import Spectrogram
-from distillrl.wrapping import First, Join, RemainingTime
+from distillrl.wrapping import First, Join, Played, RemainingTime
 
 SEEN = "seen."
 """Before the name of a group in what ``Sense.glance`` gives: an image already cropped, greyed and made small."""
@@ -291,7 +291,7 @@ class Stack(nn.Module):
         return out
 
 
-STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter, Spectrogram)}
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter, Spectrogram, Played)}
 
 
 class Sense(nn.Module):

@@ -25,6 +25,7 @@ from distillrl import (
     seeing,
     senses,
     students,
+    tasks,
     teachers,
     weights,
 )
@@ -134,6 +135,8 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
         raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
     wished = teachers.options_of(config)
     target = env if env is not None else config.env
+    if isinstance(target, list | tuple) and all(isinstance(t, str) for t in target):
+        target = ",".join(target)
     if target is None and not callable(source):
         target = teachers.load(source, wished).info.get("environment")
     if target is None:
@@ -143,7 +146,8 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     theirs = config.teacher_sees.removeprefix("group=") if config.teacher_sees else ""
     adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")})
     options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, adds)
-    spec, backend = environment(options, config.slots)
+    spec, backend = environment(options, tasks.even(config.slots, count) if (count := len(tasks.several(target))) else config.slots)
+    config = _shared_out(config, spec)
     config = replace(config, see=_student_sees(config, spec, adds, options))
     own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds}) if not config.teacher_sees else spec
     policy = teachers.load(source, replace(wished, env=envs.name_of(options)), own)
@@ -159,6 +163,16 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
     return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes, student or students.of_the_user(config.student))
+
+
+def _shared_out(config: Config, spec: Spec) -> Config:
+    """Of several tasks each gets as many slots and episodes."""
+    if not spec.tasks:
+        return config
+    if config.worst_of:
+        raise Misconfigured(f"worst_of = {config.worst_of}: bad starts are looked for in one task; with {len(spec.tasks)} of them leave it out")
+    slots, select, verdict = (tasks.even(n, len(spec.tasks)) for n in (config.slots, config.select_episodes, config.verdict_episodes))
+    return replace(config, worst_of=0, slots=slots, select_episodes=select, verdict_episodes=verdict)
 
 
 def _settle_recorded(config: Config, source: Any, env: Any, student: Any) -> Setup:

@@ -13,11 +13,12 @@ from distillrl.records import ActionSpace, Group, Spec
 
 def spec_of(observation: spaces.Space[Any], action: spaces.Space[Any]) -> Spec:
     """The Spec of a single environment's spaces; raises Misconfigured for a space that no policy here can take."""
-    groups = {name: _group(space) for name, space in _leaves(observation)}
-    return Spec(groups, _action(action))
+    groups = {name: _group(space) for name, space in leaves(observation)}
+    return Spec(groups, action_of(action), tasks=tuple(getattr(observation, "tasks", ())))
 
 
-def _leaves(space: spaces.Space[Any]) -> list[tuple[str, spaces.Space[Any]]]:
+def leaves(space: spaces.Space[Any]) -> list[tuple[str, spaces.Space[Any]]]:
+    """The observation groups by name; a plain observation is the group ``obs``."""
     if isinstance(space, spaces.Dict):
         return _seen([(str(k), s) for k, s in space.spaces.items()])
     if isinstance(space, spaces.Tuple):
@@ -44,7 +45,8 @@ def _group(space: spaces.Space[Any]) -> Group:
     raise Misconfigured(f"an observation of {space} can't be seen; Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of them can")
 
 
-def _action(space: spaces.Space[Any]) -> ActionSpace:
+def action_of(space: spaces.Space[Any]) -> ActionSpace:
+    """The record of an action space; raises Misconfigured for one that no policy here can choose from."""
     if isinstance(space, spaces.Discrete):
         return ActionSpace("discrete", n=int(space.n), start=int(space.start), dtype=str(space.dtype))
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:

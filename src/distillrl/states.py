@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillrl import rescuing
+from distillrl import rescuing, tasks
 from distillrl.envs import Observations, Vector
 from distillrl.errors import Failed
 from distillrl.policies import ACTION, Memory, Policy, played, to_environment
@@ -136,7 +136,7 @@ class Drive:
                 row = by_teacher[t] = row | self._rescued(who.rescue, label, own)
             action = self._choose(label if ask else None, own if act else None, row, who.sampled)
             if who.noise:
-                action = disturbed(action, who.noise, self.spec.action, self.generator)
+                action = possible(disturbed(action, who.noise, self.spec.action, self.generator), self.obs, self.spec)
             actions.append(action)
             np.logical_not(self.ended, out=valid[t])
             starts[t] = self.starts.numpy()
@@ -299,6 +299,13 @@ def disturbed(action: Tensor, noise: float, space: ActionSpace, generator: torch
     return torch.where(astray, drawn, action)
 
 
+def possible(action: Tensor, obs: dict[str, Tensor], spec: Spec) -> Tensor:
+    """The actions [n], those that the task at hand doesn't have as the environment takes them (tasks.py): modulo its number."""
+    if tasks.legal(spec) is None:
+        return action
+    return action % torch.tensor([t.action.n for t in spec.tasks])[obs[tasks.TASK].long()]
+
+
 def label_all(teacher: Policy, obs: dict[str, Tensor], wants: frozenset[str], batch: int = 4096) -> Prediction:
     """A memoryless teacher's prediction of [T, N, ...] states, asked in large batches, of images in smaller ones."""
     first = next(iter(obs.values()))
@@ -318,7 +325,9 @@ def stakes(label: Prediction, valid: Tensor) -> Tensor:
     scores = label.q if label.q is not None else getattr(label.action, "logits", None)
     if scores is None:
         return valid.float()
-    gap = (scores.max(-1).values - scores.min(-1).values).float()
+    mask = getattr(label.action, "mask", None)
+    highest, lowest = (scores, scores) if mask is None else (scores.masked_fill(~mask, -torch.inf), scores.masked_fill(~mask, torch.inf))
+    gap = (highest.max(-1).values - lowest.min(-1).values).float()
     return gap / gap[valid].mean().clamp_min(1e-8)
 
 

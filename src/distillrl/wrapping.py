@@ -113,3 +113,39 @@ class Join(nn.Module):
     def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
         """{name: [..., Σ F]}"""
         return {self.name: torch.cat([groups[name].float() for name in self.groups], -1)}
+
+
+class Played(nn.Module):
+    """Groups that belong to one of several tasks, zero again while another one is played: behind a normaliser, which moves zero elsewhere.
+
+    ``groups``: name → the number of its task; ``task`` is the group that says, one-hot, which is played.
+    """
+
+    kind = "played"
+
+    def __init__(self, groups: Mapping[str, int], task: str) -> None:
+        super().__init__()
+        self.groups, self.task = {name: int(k) for name, k in groups.items()}, task
+
+    def options(self) -> dict[str, Any]:
+        """The groups with their tasks."""
+        return {"groups": dict(self.groups), "task": self.task}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The same groups."""
+        known = groups.get(self.task)
+        if known is None or len(known.shape) != 1 or any(name not in groups or not 0 <= k < known.shape[0] for name, k in self.groups.items()):
+            raise Misconfigured(f"the groups {', '.join(self.groups)} of single tasks, and {self.task!r}, are wanted; the observation has {', '.join(groups)}")
+        return dict(groups)
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """Each of the named groups [..., *shape] times whether its task is played [...]."""
+        out, on = dict(groups), groups[self.task]
+        for name, k in self.groups.items():
+            x, mine = groups[name], on[..., k]
+            out[name] = x * mine.reshape(*mine.shape, *[1] * (x.dim() - mine.dim())).to(x.dtype)
+        return out

@@ -17,8 +17,9 @@ from distillrl.config import Phase
 from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.images import channels
 from distillrl.records import Group, Rollout, Spec
-from distillrl.senses import Sense, one_hot_where_needed
+from distillrl.senses import Normalise, Sense, one_hot_where_needed
 from distillrl.students import compact, given
+from distillrl.students.by_task import with_heads
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.forest import build_forest, make_forest, parse_forest
 from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
@@ -26,7 +27,9 @@ from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
 from distillrl.students.polynomial import build_linear, build_poly, make_linear, make_poly, parse_linear, parse_poly
 from distillrl.students.recurrent import build_gru, build_lstm, make_gru, make_lstm, parse_recurrent
 from distillrl.students.tree import build_tree, make_tree, parse_tree
+from distillrl.tasks import TASK, owners
 from distillrl.teachers.owncode import find
+from distillrl.wrapping import Played
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = N
         reads = seeing.parse(see, spec.observations).reads
         spec = replace(spec, observations={k: g for k, g in spec.observations.items() if k in reads})
         sense = seeing.parse(see, spec.observations)
-    return family.make(text, spec, head, generator, sense).eval()
+    return with_heads(family.make(text, spec, head, generator, sense), spec).eval()
 
 
 def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], own: Any = None, learning: bool = False) -> Any:
@@ -126,7 +129,7 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], own: A
     try:
         spec = Spec.from_json(header["spec"])
         family, text = _family(word, own)
-        policy = family.build(text, spec, header)
+        policy = with_heads(family.build(text, spec, header), spec)
         made_compact = compact.of_header(header)
         if made_compact is not None:
             compact.wear(policy, made_compact)
@@ -171,19 +174,28 @@ def _measured(group: Group, given: Group) -> bool:
     return group.dtype == given.dtype and not (group.dtype == "bool" and is_grid(group))
 
 
+def normalised(student: Any, measured: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Sense:
+    """The student's sense with a normaliser at its end; what belongs to one of several tasks is zero again while another is played."""
+    sense: Sense = student.sense.with_step(Normalise.from_moments(measured))
+    own = {name: k for name, k in owners(student.spec).items() if name in measured}
+    return sense.with_step(Played(own, TASK)) if own and TASK in sense.groups else sense
+
+
 @torch.no_grad()
 def moments(student: Any, rollout: Rollout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{group: (mean, variance)} of what a network sees in a rollout's valid states; empty for a grown family.
 
-    Pixels that were already made 0 to 1 are left out, and grids of booleans; an image has one mean for each channel.
+    Pixels that were already made 0 to 1 are left out, and grids of booleans; an image has one mean for each channel. Of several tasks
+    a group that belongs to one is measured where that one is played.
     """
     if getattr(student, "grown", False) or not hasattr(student, "sense"):
         return {}
-    sense, found = student.sense, {}
+    sense, found, own = student.sense, {}, owners(student.spec)
     wanted = {name: group for name, group in sense.groups.items() if _measured(group, student.spec.observations.get(name, group))}
     seen = sense({name: value[:-1] for name, value in rollout.obs.items()}, {}, rollout.starts)[0] if wanted else {}
     for name, group in wanted.items():
-        values = seen[name][rollout.valid].double()
+        played = rollout.valid if name not in own else rollout.valid & (rollout.obs[TASK][:-1] == own[name])
+        values = seen[name][played].double()
         pixels = [0]
         if is_grid(group):
             axis = channels(group.shape)

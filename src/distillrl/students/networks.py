@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillrl.actions import HEADS, Head
+from distillrl.actions import FORBIDDEN, HEADS, Head
 from distillrl.errors import Misconfigured, nearest
 from distillrl.policies import ACTION, Memory, flatten
 from distillrl.records import Prediction, Spec
 from distillrl.senses import Sense
 from distillrl.students import compact
+from distillrl.tasks import TASK
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -67,6 +68,9 @@ class Network(nn.Module):
         self.recurrent, self.value_reads = recurrent, value_reads
         self.remembering = tuple(name for name, part in (("recurrent", recurrent), ("value", value)) if hasattr(part, "init"))
         self.training_heads = nn.ModuleDict()
+        self.heads = 0
+        self.legal: Tensor | None = None
+        """Heads, one for each of several tasks (students/by_task.py), and [K, A] which actions each has, where not all have all."""
         self.info: dict[str, Any] = dict(info or {})
         self.compact: compact.Compact | None = None
         """How its tensors are held in fewer bytes, where they are."""
@@ -126,14 +130,19 @@ class Network(nn.Module):
         else:
             for layer in self.body._modules.values():
                 latent = _through(layer, latent)
+        mask = None
+        if self.heads:
+            latent, mask = self._by_task(latent, groups[TASK])
         raw = _through(self.out, latent)
         q = quantiles = None
         if self.quantiles:
             quantiles = raw.unflatten(-1, (self.quantiles, -1)).transpose(-1, -2)
             raw = quantiles.mean(-1)
+        raw = raw if mask is None else raw.masked_fill(~mask, FORBIDDEN)
         if self.head.kind == "greedy":
             q = raw
-        action = self.head.decode(raw, self._log_std(latent))
+        log_std = self._log_std(latent) if not self.heads or self.log_std is None else groups[TASK] @ self.log_std
+        action = self.head.decode(raw, log_std, mask)
         value = None
         if self.value is not None and "value" in wants:
             value = (recalled["value"] if "value" in recalled else self.value(before_body if self.value_reads == "recurrent" else x)).squeeze(-1)
@@ -143,6 +152,12 @@ class Network(nn.Module):
             q = trained.get("q", q)
             quantiles = trained.get("quantiles", quantiles)
         return Prediction(action, q=q, quantiles=quantiles, value=value, features=features), memory
+
+    def _by_task(self, latent: Tensor, task: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latent [..., L] in the place of its task's head, [..., K · (L + 1)], and the task's legal actions; ``task`` is one-hot [..., K]."""
+        one = torch.ones((*latent.shape[:-1], 1), dtype=latent.dtype, device=latent.device)
+        placed = (task.unsqueeze(-1) * torch.cat([latent, one], -1).unsqueeze(-2)).flatten(-2)
+        return placed, None if self.legal is None else (task @ self.legal.to(task)) > 0.5
 
     def _log_std(self, latent: Tensor) -> Tensor | None:
         if self.log_std_layer is not None:

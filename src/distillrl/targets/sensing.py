@@ -14,7 +14,7 @@ from distillrl.records import Group
 from distillrl.senses import ChannelsFirst, Normalise, OneHot, Pick, Scale, Stack
 from distillrl.targets import plan as steps
 from distillrl.targets.plan import Input, Op, State
-from distillrl.wrapping import First, Join, RemainingTime
+from distillrl.wrapping import First, Join, Played, RemainingTime
 
 CODE = "c, c-int8, compiled, js, onnx and python"
 
@@ -197,6 +197,15 @@ def _resize(b: Builder, step: Resize, values: Mapping[str, str]) -> dict[str, st
     return made
 
 
+def _played(b: Builder, step: Played, values: Mapping[str, str]) -> dict[str, str]:
+    made = dict(values)
+    for name, k in step.groups.items():
+        x = values[name]
+        on = b.add(steps.Take(b.name(), values[step.task], (k,) * b.size(x)), b.shapes[x])
+        made[name] = b.add(steps.Combine(b.name(), x, on, "multiply"), b.shapes[x])
+    return made
+
+
 def _unchanged(b: Builder, step: Any, values: Mapping[str, str]) -> dict[str, str]:
     return dict(values)
 
@@ -217,6 +226,7 @@ SENSES: dict[type, Callable[[Builder, Any, Mapping[str, str]], dict[str, str]]] 
     Grey: _grey,
     Resize: _resize,
     Jitter: _unchanged,
+    Played: _played,
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillrl.actions import FORBIDDEN
 from distillrl.errors import Misconfigured
 from distillrl.packing import SCALE
 from distillrl.students.cnn import Fused, Image, Residual
@@ -19,6 +20,7 @@ from distillrl.targets import fitting, sensing
 from distillrl.targets import plan as steps
 from distillrl.targets.plan import Decode, Floats, Input, Plan
 from distillrl.targets.sensing import CODE, Builder
+from distillrl.tasks import TASK
 from distillrl.teachers.chain import Affine
 from distillrl.teachers.extractors import Combined, NatureCNN, Reorder
 from distillrl.teachers.sb3layers import Renorm
@@ -56,14 +58,16 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
         x = _recurrent(builder, x, policy.recurrent)
     for name, layer in policy.body.named_children():
         x = _layer(builder, x, layer, f"body.{name}")
-    latent, raw = x, _output(builder, x, policy)
-    decided, noise = _sampled(builder, policy, latent, raw) if sampled else ("", None)
+    task = groups[TASK] if policy.heads else ""
+    latent = _by_task(builder, x, task) if task else x
+    raw = _legal(builder, _output(builder, latent, policy), task, policy)
+    decided, noise = _sampled(builder, policy, latent, raw, task) if sampled else ("", None)
     used = {name for op in builder.ops for name in steps.reads(op)} | {raw}
     inputs = tuple(sensing.to_input(name, group, builder) for name, group in policy.spec.observations.items() if name in used)
     if not inputs:
         raise Misconfigured("this policy reads no observation at all, so there is nothing to export")
     inputs += (noise,) if noise is not None else ()
-    log_std = None if policy.log_std is None or policy.sde else _floats(policy.log_std)
+    log_std = None if policy.log_std is None or policy.sde or task else _floats(policy.log_std)
     return Plan(inputs, tuple(builder.states), tuple(builder.ops), raw, _decode(policy), builder.shapes, log_std, decided, noise.name if noise else "")
 
 
@@ -257,6 +261,28 @@ LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
 }
 
 
+def _by_task(b: Builder, x: str, task: str) -> str:
+    """The latent and a 1 in the place of the task's head, zeros in the others' (students/by_task.py)."""
+    count, width = b.size(task), b.size(x)
+    both = b.add(steps.Concat(b.name(), (x, task)), (width + count,))
+    places = tuple(i for k in range(count) for i in (*range(width), width + k))
+    repeated = b.add(steps.Take(b.name(), both, places), (len(places),))
+    played = b.add(steps.Take(b.name(), task, tuple(k for k in range(count) for _ in range(width + 1))), (len(places),))
+    return b.add(steps.Combine(b.name(), repeated, played, "multiply"), (len(places),))
+
+
+def _legal(b: Builder, raw: str, task: str, policy: Network) -> str:
+    """The raw outputs, those of actions that the task doesn't have far below all others."""
+    if not task or policy.legal is None:
+        return raw
+    for k, row in enumerate(policy.legal.numpy()):
+        if not row.all():
+            played = b.add(steps.Take(b.name(), task, (k,) * len(row)), b.shapes[raw])
+            penalty = b.add(steps.Affine(b.name(), played, np.where(row, 0.0, FORBIDDEN).astype(np.float32), np.zeros(1)), b.shapes[raw])
+            raw = b.add(steps.Combine(b.name(), raw, penalty, "add"), b.shapes[raw])
+    return raw
+
+
 def _output(b: Builder, x: str, policy: Network) -> str:
     """The raw outputs; quantiles are averaged inside of the last layer, which is linear."""
     if not policy.quantiles:
@@ -267,7 +293,7 @@ def _output(b: Builder, x: str, policy: Network) -> str:
     return b.add(steps.Dense(b.name(), x, _floats(weight), _floats(bias)), (len(bias),))
 
 
-def _sampled(b: Builder, policy: Network, latent: str, raw: str) -> tuple[str, Input]:
+def _sampled(b: Builder, policy: Network, latent: str, raw: str, task: str) -> tuple[str, Input]:
     """The raw outputs with noise, whose decoding is a sample, and the input that the noise comes in by."""
     if "distribution" not in policy.gives:
         raise Misconfigured(f"this policy ({policy.head.kind}) has no distribution to sample from: export it without --sampled")
@@ -278,7 +304,11 @@ def _sampled(b: Builder, policy: Network, latent: str, raw: str) -> tuple[str, I
         name += "_"
     b.shapes[name] = (b.size(raw),)
     value = name
-    if policy.log_std is not None:
+    if policy.log_std is not None and task:
+        stds = _floats(policy.log_std.exp().T)
+        chosen = b.add(steps.Dense(b.name(), task, stds, np.zeros(len(stds), np.float32)), (len(stds),))
+        value = b.add(steps.Combine(b.name(), chosen, name, "multiply"), b.shapes[name])
+    elif policy.log_std is not None:
         std = _floats(policy.log_std.exp())
         value = b.add(steps.Affine(b.name(), name, std, np.zeros(1)), b.shapes[name])
     elif policy.log_std_layer is not None:

@@ -97,6 +97,10 @@ def load(source: Any, options: Options = Options(), spec: Spec | None = None) ->
     ``teachers.live`` for what they may take and give). Raises Failed where a file is damaged, hostile or no teacher,
     Misconfigured where the options don't fit.
     """
+    if spec is not None and spec.tasks:
+        from distillrl.teachers import tasked
+
+        return tasked.load(source, options, spec)
     if isinstance(source, (list, tuple)) and not _is_pair(source):
         from distillrl.teachers import many
 
