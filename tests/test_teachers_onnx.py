@@ -339,3 +339,21 @@ def test_mutated_files_give_declared_errors_alone(tmp_path: Path, seed: bytes, p
         policy.act(obs, policy.init(2), None)
     except DistillError:
         pass
+
+
+@pytest.mark.parametrize("root", [("Div", np.float32(2**0.5)), ("Mul", np.float32(0.5**0.5))])
+def test_gelu_written_out_is_one_step(tmp_path: Path, root: tuple[str, Any]) -> None:
+    """Exporters write it by the error function; run as one step it gives the same numbers."""
+    op, number = root
+    nodes = [("MatMul", ["obs", "w"], ["x"], {}), (op, ["x", "root"], ["a"], {}), ("Erf", ["a"], ["b"], {}), ("Add", ["b", "one"], ["c"], {}), ("Mul", ["x", "c"], ["d"], {}), ("Mul", ["d", "half"], ["e"], {}), ("Add", ["e", "x"], ["actions"], {})]
+    path = saved(tmp_path / "p.onnx", nodes, {"obs": [1, 3]}, {"actions": [1, 2]}, {"w": CONSTANTS["w"], "root": number, "one": np.float32(1), "half": np.float32(0.5)})
+    policy = load(path, Options(), box(3, 2))
+    assert isinstance(policy, GraphPolicy)
+    x = torch.randn(7, 3) * 2
+    y = x @ torch.as_tensor(CONSTANTS["w"])
+    assert policy.act({"obs": x}, {}, None)[0].action.mode.numpy() == pytest.approx((torch.nn.functional.gelu(y) + y).numpy(), abs=1e-5)
+    from distillrl.teachers.fusing import fused
+
+    graph = policy.network.graph
+    assert [n.op for n in fused(graph.nodes, frozenset(graph.outputs.values()), graph.constants)] == ["linear", "gelu", "add"]
+    assert len(fused(graph.nodes, frozenset({"c"}), graph.constants)) == 7  # a step that is asked for stays

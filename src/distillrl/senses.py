@@ -339,14 +339,14 @@ class Sense(nn.Module):
                 seen.append(now)
             return {name: torch.stack([now[name] for now in seen]) for name in self.groups}, memory
         groups, begin = self._given(obs)
-        for i, step in enumerate(self.steps):
+        step: Any
+        for i, step in enumerate(self.steps._modules.values()):  # its own calls, not a module's: this stands on the way of every single step
             if i < begin:
                 continue
-            prefix = f"sense.{i}."
-            own = {k[len(prefix) :]: v for k, v in memory.items() if k.startswith(prefix)} if memory else {}
-            groups = step(groups, own, starts)
+            own = {k.removeprefix(f"sense.{i}."): v for k, v in memory.items() if k.startswith(f"sense.{i}.")} if memory else {}
+            groups = step.forward(groups, own, starts)
             if own:
-                memory = {**memory, **{prefix + k: v for k, v in own.items()}}
+                memory = {**memory, **{f"sense.{i}.{k}": v for k, v in own.items()}}
         return groups, memory
 
     def _given(self, obs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:

@@ -111,7 +111,7 @@ class Network(nn.Module):
         self, obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None, wants: frozenset[str] = ACTION
     ) -> tuple[Prediction, Memory]:
         """See Policy.act."""
-        groups, memory = self.sense(obs, memory, starts)
+        groups, memory = self.sense.forward(obs, memory, starts)
         x = flatten(groups, self.sense.groups)
         latent, features = x, {}
         recalled: dict[str, Tensor] = {}

@@ -7,7 +7,6 @@ random states, and before each step ``sizes`` says what it would give and cost: 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,31 +16,16 @@ from torch import Tensor, nn
 
 from distillrl.errors import Failed, Missing, nearest
 from distillrl.teachers import sizes
+from distillrl.teachers.fusing import fused
+from distillrl.teachers.nodes import BATCH as BATCH
+from distillrl.teachers.nodes import Node as Node
+from distillrl.teachers.nodes import Ref as Ref
+from distillrl.teachers.nodes import refs as refs
+from distillrl.teachers.nodes import uses as uses
 from distillrl.teachers.operators import OPERATORS
 
 MAX_NODES = 20_000
 OPERATOR_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, OverflowError, NotImplementedError, AttributeError, AssertionError)
-
-
-@dataclass(frozen=True)
-class Ref:
-    """The value of this name."""
-
-    name: str
-
-
-BATCH = Ref("·batch")
-"""How many states are asked about at once, as a number."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operator applied; arguments are numbers, Refs, or tuples of them."""
-
-    op: str
-    args: tuple[Any, ...]
-    outputs: tuple[str, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,20 +67,6 @@ def outputs_of(graph: Graph) -> dict[str, tuple[tuple[int, ...], torch.dtype, st
     """Each output's shape of one state, dtype and the operator that gives it."""
     makers = {name: node.op for node in graph.nodes for name in node.outputs}
     return {name: (graph.shapes[value][0][1:], graph.shapes[value][1], makers.get(value, "")) for name, value in graph.outputs.items()}
-
-
-def refs(value: Any) -> list[str]:
-    """The names that an argument refers to, also inside tuples."""
-    if isinstance(value, Ref):
-        return [value.name]
-    if isinstance(value, (tuple, list)):
-        return [name for item in value for name in refs(item)]
-    return []
-
-
-def uses(node: Node) -> list[str]:
-    """The names that a node reads."""
-    return refs(node.args) + refs(tuple(node.kwargs.values()))
 
 
 def needed(graph: Graph, wanted: Iterable[str]) -> tuple[Node, ...]:
@@ -215,7 +185,7 @@ class GraphModule(nn.Module):
         """Values by name, the wanted ones among them, for inputs [N, ...] and states."""
         program = self.programs.get(wanted)
         if program is None:
-            program = self.programs[wanted] = [_step(node) for node in _fused(needed(self.graph, wanted), wanted)]
+            program = self.programs[wanted] = [_step(node) for node in fused(needed(self.graph, wanted), wanted, self.graph.constants)]
         if self.graph.alone and batch != 1:
             return self._each(inputs, wanted, program)
         values: dict[str, Any] = dict(inputs)
@@ -243,28 +213,14 @@ class GraphModule(nn.Module):
         return {name: x.select(writes[name] + 1, 0).movedim(0, writes[name]) if name in writes else x.flatten(0, 1) if x.dim() > 1 and x.shape[1] == 1 else x for name, x in made.items()}
 
 
-def _fused(nodes: tuple[Node, ...], wanted: frozenset[str]) -> list[Node]:
-    """The nodes, x · sigmoid(x) as one where nothing else reads the sigmoid: exporters write SiLU so."""
-    readers = Counter(name for node in nodes for name in uses(node))
-    gates = {n.outputs[0]: n.args[0] for n in nodes if n.op == "sigmoid" and len(n.args) == 1 and readers[n.outputs[0]] == 1 and n.outputs[0] not in wanted}
-    made, gone = [], set()
-    for node in nodes:
-        if node.op == "mul" and len(node.args) == 2 and not node.kwargs:
-            for x, gate in (node.args, node.args[::-1]):
-                if isinstance(gate, Ref) and isinstance(x, Ref) and gates.get(gate.name) == x:
-                    node = dataclasses.replace(node, op="silu", args=(x,))
-                    gone.add(gate.name)
-                    break
-        made.append(node)
-    return [node for node in made if node.outputs[0] not in gone]
-
-
 def _step(node: Node) -> Callable[[dict[str, Any]], None]:
     """One node made ready: what doesn't change is filled in once, what does is looked up by name."""
     run, outputs = OPERATORS[node.op], node.outputs
     templates = (*node.args, *node.kwargs.values())
     if any(isinstance(t, tuple) and refs(t) and not all(isinstance(i, Ref) for i in t) for t in templates):
         return lambda values: apply(node, values)
+    if (plain := _plain_step(node)) is not None:
+        return plain
     count, words = len(node.args), list(node.kwargs)
     made = [None if refs(t) else fill(t, {}) for t in templates]
     changing = [(i, t.name if isinstance(t, Ref) else [r.name for r in t]) for i, t in enumerate(templates) if refs(t)]
@@ -280,6 +236,28 @@ def _step(node: Node) -> Callable[[dict[str, Any]], None]:
             values.update(zip(outputs, result, strict=False))
 
     return step
+
+
+def _plain_step(node: Node) -> Callable[[dict[str, Any]], None] | None:
+    """The commonest calls without a list of arguments made for each: f(x, numbers…), f(x, y), f(x, y, z); None for others."""
+    run, outputs, names = OPERATORS[node.op], node.outputs, [a.name for a in node.args if isinstance(a, Ref)]
+    leading, rest = len(names), node.args[len(names) :]
+    if node.kwargs or not 0 < leading <= 3 or any(refs(a) for a in rest) or (rest and leading > 1):
+        return None
+    rest = tuple(fill(a, {}) for a in rest)
+
+    def keep(values: dict[str, Any], result: Any) -> None:
+        if isinstance(result, Tensor):
+            values[outputs[0]] = result
+        else:
+            values.update(zip(outputs, result, strict=False))
+
+    first, second, third = (*names, "", "")[:3]
+    if leading == 1:
+        return lambda values: keep(values, run(values[first], *rest))
+    if leading == 2:
+        return lambda values: keep(values, run(values[first], values[second]))
+    return lambda values: keep(values, run(values[first], values[second], values[third]))
 
 
 def renamed(graph: Graph, **changes: Any) -> Graph:

@@ -24,6 +24,8 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate; a constant made for a batch of one is repeated for a larger one."""
     rank = tensors[0].dim()
     axis = dim % rank
+    if rank == 2 and axis == 1 and len({t.shape[:-1] for t in tensors}) == 1:
+        return torch.cat(list(tensors), 1)
     if all(t.dim() == rank for t in tensors):
         lead = [max(t.shape[i] for t in tensors) for i in range(rank)]
         tensors = [t.expand([t.shape[i] if i == axis else lead[i] for i in range(rank)]) for t in tensors]
