@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ MOST = 1 << 16
 
 NEVER = -1e6
 """The score of an action that the teacher never chose."""
+WIDER = 6
+"""Times as many leaves that a tree is grown to before it is cut back."""
+WIDEST = 8192
+"""Leaves beyond which a tree is not grown wider than it may be in the end: there is little to cut by then."""
 
 
 @dataclass(frozen=True)
@@ -102,25 +107,83 @@ def sklearn(module: str) -> Any:
 
 
 def tree(given: Examples, space: ActionSpace, leaves: int, depth: int, seed: int) -> dict[str, Tensor]:
-    """A tree of at most ``leaves`` leaves (CART, best-first; Breiman 1984): feature [M], threshold [M], branches [M, 2], value [M, V].
+    """A tree of at most ``leaves`` leaves (CART; Breiman 1984): feature [M], threshold [M], branches [M, 2], value [M, V].
 
+    It is grown best-first to WIDER times as many leaves, and cut back (see ``cut_back``): what a test is worth shows in those below it.
     Node m asks whether x[feature] ≤ threshold and goes to branches[m, 0], else to [m, 1]; a leaf's branches are itself.
     ``value``: for a discrete action the (weighted) share of states in which the teacher chose each, else the action itself.
     """
     trees = sklearn("tree")
     kind = trees.DecisionTreeRegressor if space.kind == "box" else trees.DecisionTreeClassifier
-    made = kind(max_leaf_nodes=leaves, max_depth=depth or None, random_state=seed)
+    made = kind(max_leaf_nodes=max(leaves, min(WIDER * leaves, WIDEST)), max_depth=depth or None, random_state=seed)
     made.fit(given.x.numpy(), given.action.double().numpy() if space.kind == "box" else given.action.numpy(), None if given.weight is None else given.weight.double().numpy())
     grown = made.tree_
-    own = np.arange(grown.node_count)
-    leaf = grown.children_left < 0
-    children = np.stack([np.where(leaf, own, grown.children_left), np.where(leaf, own, grown.children_right)], -1)
+    yes, no = cut_back(grown.children_left, grown.children_right, _errors(grown, space), leaves)
+    kept = np.flatnonzero(_reached(yes, no))
+    leaf, place = yes[kept] < 0, np.full(len(yes), -1)
+    place[kept] = own = np.arange(len(kept))
+    children = np.stack([np.where(leaf, own, place[yes[kept]]), np.where(leaf, own, place[no[kept]])], -1)
     return {
-        "feature": torch.from_numpy(np.where(leaf, 0, grown.feature).astype(np.int64)),
-        "threshold": torch.from_numpy(np.where(leaf, 0, floor32(grown.threshold)).astype(np.float32)),
+        "feature": torch.from_numpy(np.where(leaf, 0, grown.feature[kept]).astype(np.int64)),
+        "threshold": torch.from_numpy(np.where(leaf, 0, floor32(grown.threshold[kept])).astype(np.float32)),
         "branches": torch.from_numpy(children.astype(np.int64)),
-        "value": torch.from_numpy(_values(made, grown.value, space)),
+        "value": torch.from_numpy(_values(made, grown.value[kept], space)),
     }
+
+
+def cut_back(yes: np.ndarray, no: np.ndarray, error: np.ndarray, leaves: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both children [M] of each node (-1 at a leaf, else later nodes), with tests taken away until at most ``leaves`` leaves are left.
+
+    First goes the test whose subtree lowers the error [M] (of a node, were it a leaf) least for each of its leaves: minimal
+    cost-complexity pruning (Breiman 1984, section 3.3).
+    """
+    yes, no = yes.copy(), no.copy()
+    count, below = np.ones(len(yes), np.int64), error.astype(np.float64).copy()
+    parent = np.full(len(yes), -1)
+    for m in range(len(yes) - 1, -1, -1):
+        if yes[m] >= 0:
+            parent[[yes[m], no[m]]] = m
+            count[m], below[m] = count[yes[m]] + count[no[m]], below[yes[m]] + below[no[m]]
+    worth = [((error[m] - below[m]) / (count[m] - 1), m, count[m]) for m in np.flatnonzero(yes >= 0)]
+    heapq.heapify(worth)
+    while count[0] > leaves:
+        _, m, then = heapq.heappop(worth)
+        if yes[m] < 0 or count[m] != then or not _inside(m, parent, yes):
+            continue  # it was cut, or is another subtree by now
+        fewer, more = count[m] - 1, error[m] - below[m]
+        yes[m] = no[m] = -1
+        while m >= 0:
+            count[m], below[m] = count[m] - fewer, below[m] + more
+            if yes[m] >= 0:
+                heapq.heappush(worth, ((error[m] - below[m]) / (count[m] - 1), m, count[m]))
+            m = parent[m]
+    return yes, no
+
+
+def _inside(node: int, parent: np.ndarray, yes: np.ndarray) -> bool:
+    """Whether no node above it was cut."""
+    while (node := parent[node]) >= 0:
+        if yes[node] < 0:
+            return False
+    return True
+
+
+def _reached(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    """[M] bool: whether a node can be come to from the first one."""
+    there = np.zeros(len(yes), bool)
+    there[0] = True
+    for m in range(len(yes)):
+        if there[m] and yes[m] >= 0:
+            there[[yes[m], no[m]]] = True
+    return there
+
+
+def _errors(grown: Any, space: ActionSpace) -> np.ndarray:
+    """[M] what a node would err were it a leaf: the weight of the states in which it chooses otherwise, or the sum of squares."""
+    if space.kind == "box":
+        return np.asarray(grown.impurity * grown.weighted_n_node_samples)
+    shares = grown.value / grown.value.sum(-1, keepdims=True)
+    return np.asarray((1 - shares.max(-1)).sum(-1) * grown.weighted_n_node_samples)
 
 
 def linear(given: Examples, space: ActionSpace) -> tuple[Tensor, Tensor]:
