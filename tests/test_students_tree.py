@@ -83,7 +83,7 @@ def test_a_word_that_is_no_tree_is_refused(word):
         students.check(word)
 
 
-@pytest.mark.parametrize("word", ["tree:leaves=6", "tree:leaves=6,resample", "tree:leaves=6,weight=none"])
+@pytest.mark.parametrize("word", ["tree:leaves=6", "tree:leaves=6,resample", "tree:leaves=6,weight=none", "tree:leaves=6,grow=40"])
 def test_a_grown_tree_has_its_leaves_and_learns_what_is_there(word):
     pytest.importorskip("sklearn")
     from distillrl.refit import Refit
@@ -124,3 +124,14 @@ def test_a_regression_tree_for_quantities():
     dataset.append(rollout(x, Prediction(Gaussian(mean, torch.zeros_like(mean), low, high))))
     Refit(tree, frozenset({"action"}), generator()).learn(dataset, Progress())
     assert tree.act({"obs": torch.tensor([[1.0, -1, 0, 0]])}, {}, None)[0].action.mode.tolist() == [[0.5, -0.25]]
+
+
+def test_cutting_back_by_hand():
+    """Node 0 has the leaves 1 and 2 below; 2 has 3 and 4. Cutting 2 costs 1 error for one leaf, cutting 0 costs 9 / 2 for each."""
+    from distillrl.students import growing
+
+    yes, no = np.array([1, -1, 3, -1, -1]), np.array([2, -1, 4, -1, -1])
+    error = np.array([10.0, 0, 2, 1, 0])
+    assert [c.tolist() for c in growing.cut_back(yes, no, error, 2)] == [[1, -1, -1, -1, -1], [2, -1, -1, -1, -1]]
+    assert [c.tolist() for c in growing.cut_back(yes, no, error, 3)] == [yes.tolist(), no.tolist()]
+    assert growing.cut_back(yes, no, error, 1)[0].tolist() == [-1] * 5

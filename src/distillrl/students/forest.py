@@ -16,7 +16,7 @@ from distillrl.students.fitted import Fitted, seen
 from distillrl.students.growing import Counts, Examples
 from distillrl.students.tree import Tree
 
-WHOLE = {"trees": (2, 256), "leaves": (2, growing.MOST), "depth": (1, growing.MOST)}
+WHOLE = {"trees": (2, 256), "leaves": (2, growing.MOST), "depth": (1, growing.MOST), "grow": (2, growing.MOST)}
 
 
 class Forest(nn.Module):
@@ -75,7 +75,7 @@ def _forest(text: str, spec: Spec, sense: Sense, nodes: list[int] | None = None)
     sizes = nodes or [1] * count
     if len(sizes) != count:
         raise ValueError(f"{len(sizes)} trees in a forest of {count}")
-    trees = [Tree(spec.action, seen(sense), numbers.get("leaves", 32), numbers.get("depth", 0), n) for n in sizes]
+    trees = [Tree(spec.action, seen(sense), numbers.get("leaves", 32), numbers.get("depth", 0), n, numbers.get("grow", 0)) for n in sizes]
     return Fitted(spec, sense, Forest(trees), counts, f"forest:{text}")
 
 

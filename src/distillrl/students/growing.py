@@ -21,10 +21,6 @@ MOST = 1 << 16
 
 NEVER = -1e6
 """The score of an action that the teacher never chose."""
-WIDER = 6
-"""Times as many leaves that a tree is grown to before it is cut back."""
-WIDEST = 8192
-"""Leaves beyond which a tree is not grown wider than it may be in the end: there is little to cut by then."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +102,16 @@ def sklearn(module: str) -> Any:
         raise Missing("trees and polynomials are fitted by scikit-learn, which is not installed: pip install 'distillrl[tree]'") from None
 
 
-def tree(given: Examples, space: ActionSpace, leaves: int, depth: int, seed: int) -> dict[str, Tensor]:
-    """A tree of at most ``leaves`` leaves (CART; Breiman 1984): feature [M], threshold [M], branches [M, 2], value [M, V].
+def tree(given: Examples, space: ActionSpace, leaves: int, depth: int, seed: int, grow: int = 0) -> dict[str, Tensor]:
+    """A tree of at most ``leaves`` leaves (CART, best-first; Breiman 1984): feature [M], threshold [M], branches [M, 2], value [M, V].
 
-    It is grown best-first to WIDER times as many leaves, and cut back (see ``cut_back``): what a test is worth shows in those below it.
+    With ``grow`` it is grown to that many and cut back (see ``cut_back``): what a test is worth may show only in those below it.
     Node m asks whether x[feature] ≤ threshold and goes to branches[m, 0], else to [m, 1]; a leaf's branches are itself.
     ``value``: for a discrete action the (weighted) share of states in which the teacher chose each, else the action itself.
     """
     trees = sklearn("tree")
     kind = trees.DecisionTreeRegressor if space.kind == "box" else trees.DecisionTreeClassifier
-    made = kind(max_leaf_nodes=max(leaves, min(WIDER * leaves, WIDEST)), max_depth=depth or None, random_state=seed)
+    made = kind(max_leaf_nodes=max(leaves, grow), max_depth=depth or None, random_state=seed)
     made.fit(given.x.numpy(), given.action.double().numpy() if space.kind == "box" else given.action.numpy(), None if given.weight is None else given.weight.double().numpy())
     grown = made.tree_
     yes, no = cut_back(grown.children_left, grown.children_right, _errors(grown, space), leaves)

@@ -80,7 +80,7 @@ def _leaf_linear(text: str, spec: Spec, sense: Sense, nodes: int = 1) -> Fitted:
     numbers, counts = parse_leaf_linear(text)
     if spec.action.kind not in {"discrete", "box"}:
         raise Misconfigured(f"student linear-tree:{text}: its leaves are for discrete actions and for quantities, not for {spec.action}; a plain tree: takes it")
-    tree = Tree(spec.action, seen(sense), numbers.get("leaves", 8), numbers.get("depth", 0), nodes)
+    tree = Tree(spec.action, seen(sense), numbers.get("leaves", 8), numbers.get("depth", 0), nodes, numbers.get("grow", 0))
     return Fitted(spec, sense, LeafLinear(spec.action, tree), counts, f"linear-tree:{text}")
 
 

@@ -15,7 +15,7 @@ from distillrl.students import growing
 from distillrl.students.fitted import Fitted, seen
 from distillrl.students.growing import Counts, Examples
 
-WHOLE = {"leaves": (2, growing.MOST), "depth": (1, growing.MOST)}
+WHOLE = {"leaves": (2, growing.MOST), "depth": (1, growing.MOST), "grow": (2, growing.MOST)}
 
 
 class Tree(nn.Module):
@@ -24,12 +24,12 @@ class Tree(nn.Module):
     Node m: ``feature`` [M] is the place in what the sense gives, ``threshold`` [M]; ``branches`` [M, 2] are the nodes for
     yes (x ≤ threshold) and no, the node itself at a leaf, else later ones; ``value`` [M, V]: for a discrete action the
     share of (weighted) states in which the teacher chose each of V actions, else the action itself. At most ``most``
-    leaves, ``depth`` tests in a row (0: any number).
+    leaves, ``depth`` tests in a row (0: any number); ``grow``: leaves that it is grown to before it is cut back (0: no more than ``most``).
     """
 
-    def __init__(self, space: ActionSpace, width: int, most: int, depth: int = 0, nodes: int = 1) -> None:
+    def __init__(self, space: ActionSpace, width: int, most: int, depth: int = 0, nodes: int = 1, grow: int = 0) -> None:
         super().__init__()
-        self.space, self.width, self.most, self.depth = space, width, most, depth
+        self.space, self.width, self.most, self.depth, self.grow = space, width, most, depth, grow
         self.outputs = growing.width(space)
         self.register_buffer("feature", torch.zeros(nodes, dtype=torch.int64))
         self.register_buffer("threshold", torch.zeros(nodes))
@@ -40,7 +40,7 @@ class Tree(nn.Module):
     def fit(self, given: Examples, generator: torch.Generator) -> None:
         """See Model; ties are broken by the generator."""
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
-        self.become(**growing.tree(given, self.space, self.most, self.depth, seed))
+        self.become(**growing.tree(given, self.space, self.most, self.depth, seed, self.grow))
 
     def become(self, feature: Tensor, threshold: Tensor, branches: Tensor, value: Tensor) -> None:
         """Take the place of another tree; its tensors are as this class describes them."""
@@ -96,13 +96,13 @@ class Tree(nn.Module):
 
 
 def parse_tree(text: str) -> tuple[dict[str, int], Counts]:
-    """``leaves=64``, ``leaves=64,depth=8,weight=none,resample``; raises Misconfigured."""
+    """``leaves=64``, ``leaves=64,grow=400,depth=8,weight=none,resample``; raises Misconfigured."""
     return growing.parse("tree", text, WHOLE)
 
 
 def _tree(text: str, spec: Spec, sense: Sense, nodes: int = 1) -> Fitted:
     numbers, counts = parse_tree(text)
-    model = Tree(spec.action, seen(sense), numbers.get("leaves", 64), numbers.get("depth", 0), nodes)
+    model = Tree(spec.action, seen(sense), numbers.get("leaves", 64), numbers.get("depth", 0), nodes, numbers.get("grow", 0))
     return Fitted(spec, sense, model, counts, f"tree:{text}")
 
 
