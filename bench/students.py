@@ -5,7 +5,7 @@ says on 50 fresh episodes. Cells are kept in bench/cells/students.jsonl, so that
 docs/students.md. Seeds are 101 and on, which tuned nothing.
 
     python bench/students.py                          # all cells, then the tables
-    python bench/students.py --part blind             # one part of them: sight, blind, quantities, tree
+    python bench/students.py --part blind             # one part of them: sight, blind, quantities or tree
     python bench/students.py --seconds 600            # stops beginning cells after ten minutes; call it again to go on
 """
 
@@ -53,8 +53,8 @@ ROWS = (
     ),
     *(
         Row("tree", teacher, "LunarLander-v3", word, steps=80_000, seeds=3, until="retention=0.95")
-        for word in ("tree:leaves=100,grow=600", "tree:leaves=100")
         for teacher in (LUNAR, "zoo/ppo/LunarLander-v2/model.zip")
+        for word in ("tree:leaves=100,grow=600", "tree:leaves=100")
     ),
 )
 
