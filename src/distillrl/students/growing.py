@@ -140,7 +140,7 @@ def cut_back(yes: np.ndarray, no: np.ndarray, error: np.ndarray, leaves: int) ->
         if yes[m] >= 0:
             parent[[yes[m], no[m]]] = m
             count[m], below[m] = count[yes[m]] + count[no[m]], below[yes[m]] + below[no[m]]
-    worth = [((error[m] - below[m]) / (count[m] - 1), m, count[m]) for m in np.flatnonzero(yes >= 0)]
+    worth: list[tuple[float, int, int]] = [(float(error[m] - below[m]) / int(count[m] - 1), int(m), int(count[m])) for m in np.flatnonzero(yes >= 0)]
     heapq.heapify(worth)
     while count[0] > leaves:
         _, m, then = heapq.heappop(worth)
@@ -151,14 +151,14 @@ def cut_back(yes: np.ndarray, no: np.ndarray, error: np.ndarray, leaves: int) ->
         while m >= 0:
             count[m], below[m] = count[m] - fewer, below[m] + more
             if yes[m] >= 0:
-                heapq.heappush(worth, ((error[m] - below[m]) / (count[m] - 1), m, count[m]))
-            m = parent[m]
+                heapq.heappush(worth, (float(error[m] - below[m]) / int(count[m] - 1), m, int(count[m])))
+            m = int(parent[m])
     return yes, no
 
 
 def _inside(node: int, parent: np.ndarray, yes: np.ndarray) -> bool:
     """Whether no node above it was cut."""
-    while (node := parent[node]) >= 0:
+    while (node := int(parent[node])) >= 0:
         if yes[node] < 0:
             return False
     return True
