@@ -1,58 +1,51 @@
-"""Does a small student learn sooner from its teacher's weights: anew, loaded directly, or by shrinking in steps (iterative)?
+"""Does it help a student to start from its teacher's weights: none of them, those chosen at once («direct»), or by stages of ever smaller networks («iterative»)?
 
-Each line: the mean retention over seeds (of 30 fresh episodes) after so many environment steps in all. ``direct`` starts the student
-from the teacher's most important neurons; ``iterative`` goes by way of a student of the geometric mean width, which gets half of the steps.
+All have the same number of environment steps; the iterative ones share theirs out evenly over the stages, each of which inherits from the
+student of the stage before. Each line: retention on fresh episodes, seed by seed, and the mean. One process, some seconds a run.
 
-    python bench/inherit.py examples/ppo_lunar.zip=LunarLander-v3 --width 16 --teacher-width 256 --steps 4000,8000
+    python bench/inherit.py examples/ppo_lunar.zip=LunarLander-v3 --stages 96x96,36x36,16x16 --steps 3000 --seeds 3
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import statistics
 import tempfile
 from pathlib import Path
 
-from distillrl import distill
+import distillrl
 from distillrl.config import Config
 
+WAYS = ("none", "direct", "iterative")
 
-def retained(way: str, teacher: str, env: str, widths: tuple[int, int], activation: str, steps: int, seed: int) -> float:
-    """One seed."""
-    folder = Path(tempfile.mkdtemp())
-    base = {"teacher": teacher, "env": env, "seed": seed, "until": "none", "backend": "gymnasium:1", "select_episodes": 8, "verdict_episodes": 30}
 
-    def run(name: str, width: int, share: int, inherit: str | None) -> float:
-        config = Config(**base, student=f"mlp:{width}x{width}:{activation}", env_steps=share, inherit=inherit)
-        return float(distill(config=config, out=folder / name).verdict["retention"]["value"])
-
-    try:
-        if way == "iterative":
-            run("a", round((widths[0] * widths[1]) ** 0.5), steps // 2, "teacher")
-            return run("b", widths[0], steps // 2, str(folder / "a" / "student.safetensors"))
-        return run("a", widths[0], steps, "teacher" if way == "direct" else None)
-    finally:
-        shutil.rmtree(folder)
+def distilled(teacher: str, env: str, sizes: list[str], steps: int, seed: int, inherit: str | None) -> dict[str, object]:
+    """The verdict of the last of these students; each gets as many steps, and inherits from the one before (the first from ``inherit``)."""
+    with tempfile.TemporaryDirectory() as place:
+        for i, size in enumerate(sizes):
+            config = Config(student=f"mlp:{size}", seed=seed, until="none", env_steps=steps // len(sizes), inherit=inherit, verdict_episodes=100, backend="gymnasium:1")
+            verdict = dict(distillrl.distill(teacher, env, config=config, out=Path(place) / str(i)).verdict)
+            inherit = str(Path(place) / str(i) / "student.safetensors")
+    return verdict
 
 
 def main() -> None:
-    """A line for each number of steps and way."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Every way for every seed, then a summary of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", help="TEACHER=ENVIRONMENT")
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--teacher-width", type=int, default=256)
-    parser.add_argument("--activation", default="tanh")
-    parser.add_argument("--steps", default="4000,8000")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--stages", default="96x96,36x36,16x16", help="sizes of the iterative way; the last is every way's student")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     teacher, _, env = given.pair.rpartition("=")
-    for steps in map(int, given.steps.split(",")):
-        for way in ("anew", "direct", "iterative"):
-            found = [retained(way, teacher, env, (given.width, given.teacher_width), given.activation, steps, seed) for seed in range(given.seeds)]
-            error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else None
-            print(json.dumps({"env": env, "steps": steps, "way": way, "retention": round(statistics.mean(found), 4), "standard_error": error and round(error, 4), "each": [round(x, 3) for x in found]}), flush=True)
+    stages = given.stages.split(",")
+    for way in WAYS:
+        sizes = stages if way == "iterative" else stages[-1:]
+        kept = []
+        for seed in range(given.seeds):
+            verdict = distilled(teacher, env, sizes, given.steps, seed, None if way == "none" else "teacher")
+            kept.append(round(verdict["retention"]["value"], 4))  # type: ignore[index]  # a mapping
+        print(json.dumps({"env": env, "steps": given.steps, "student": stages[-1], "inherits": way, "retention": kept, "mean": round(sum(kept) / len(kept), 4)}), flush=True)
 
 
 if __name__ == "__main__":

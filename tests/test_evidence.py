@@ -596,3 +596,47 @@ def test_a_policy_in_numpy_is_attacked_by_corners():
 
     prediction, _ = perturbed(Numpy(), "worst case", 8.0).act({"obs": torch.full((64, SENSORS), 0.05)}, {}, None)
     assert prediction.action.mode.float().mean() < 0.2
+
+
+# ── environments that break ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Diverges(Goal):
+    """Its simulator gives up in every episode of an odd length, or says NaN."""
+
+    def __init__(self, how="raises"):
+        super().__init__()
+        self.how = how
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated and self.length % 2:
+            if self.how == "raises":
+                raise ValueError("the simulator diverged")
+            reward = float("nan")
+        return obs, reward, terminated, truncated, info
+
+
+def test_a_broken_episode_is_a_sentence_that_names_its_seed():
+    policy, seeds = linear(Goal, [[0.0], [0.0]]), Seeds(0, "verdict")
+    with pytest.raises(Failed, match=r"the environment raised ValueError in its step, in the episode of seed (\d+): the simulator diverged") as said:
+        evaluation.play(policy, EnvOptions(Diverges, {}, "gymnasium:1"), 8, seeds)
+    assert any(f"seed {seeds(i)}:" in str(said.value) for i in range(8) if seeds(i) % 2)
+    with pytest.raises(Failed, match="has a return that is NaN or infinite"):
+        evaluation.play(policy, EnvOptions(Diverges, {"how": "nan"}, "gymnasium:1"), 8, seeds)
+
+
+def test_what_can_not_be_measured_costs_nothing_of_what_can(tmp_path):
+    import distillrl
+    from distillrl.config import Config
+    from distillrl.evidence import gather
+
+    def teacher(obs):
+        return torch.stack([-obs[:, 0], obs[:, 0]], -1)
+
+    quick = Config(student="mlp:4", until="none", rounds=1, slots=4, backend="gymnasium:1", verdict_episodes=4, select_episodes=4)
+    distillrl.distill(teacher, Goal, config=quick, out=tmp_path / "r")
+    found = gather(tmp_path / "r", teacher=teacher, env=Diverges, full=False)
+    assert "costs" in found
+    assert [n.split(" was not measured")[0] for n in found["notes"]] == ["fidelity", "robustness"]
+    assert all("the simulator diverged" in n for n in found["notes"])

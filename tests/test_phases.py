@@ -151,6 +151,18 @@ def test_resuming_in_a_later_phase_that_keeps_otherwise_gives_the_same(tmp_path)
         assert torch.equal(a, b)
 
 
+def test_a_run_that_can_not_begin_leaves_no_folder(tmp_path):
+    wrong = (Phase(terms={"forward_kl": 1}, rounds=1), Phase(terms={"hint": {"weight": 1, "layer": "nope"}}))
+    with pytest.raises((Misconfigured, Missing)):
+        run(tmp_path, phase=wrong, **QUICK)
+    assert not (tmp_path / "r").exists()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "mine.txt").write_text("kept")
+    with pytest.raises((Misconfigured, Missing)):
+        run(tmp_path, phase=wrong, **QUICK)
+    assert [p.name for p in (tmp_path / "r").iterdir()] == ["mine.txt"]
+
+
 def test_what_can_not_be_is_said_before_round_0(tmp_path):
     def said(match, error=Misconfigured, student="mlp:8", **changes):
         with pytest.raises(error, match=match):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -116,3 +118,44 @@ def test_an_unknown_log_names_the_nearest():
 def test_a_vector_cannot_be_filmed(tmp_path):
     with pytest.raises(Misconfigured, match="only gymnasium"):
         watch({"teacher": sides()}, EnvOptions(gymnasium.vector.SyncVectorEnv([Sides])), tmp_path / "film.gif")
+
+
+def test_a_resumed_run_goes_on_with_its_log(tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'distillrl[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import distillrl
+    from distillrl.config import Config
+
+    config = Config(student="mlp:4", until="none", rounds=5, slots=4, backend="gymnasium:1", verdict_episodes=4, select_episodes=4, checkpoint_seconds=0.0)
+    folder = tmp_path / "r"
+
+    class Broken(Exception):
+        """Stands for a killed process."""
+
+    log = Log(film=False)
+
+    def show(metrics):
+        log(metrics)
+        if metrics.get("round") == 2:  # its line is logged, and no checkpoint has it yet
+            raise Broken
+
+    with pytest.raises(Broken):
+        distillrl.distill(lambda obs: obs.mean(-1, keepdim=True) * torch.tensor([-4.0, 4.0]), Sides, config=config, out=folder, show=show)
+    log.close()
+    with Log(film=False) as log:
+        distillrl.distill(lambda obs: obs.mean(-1, keepdim=True) * torch.tensor([-4.0, 4.0]), Sides, resume=folder, show=log)
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [e.step for e in found.Scalars("run/agreement")] == [line["env_steps"] for line in lines], "each round once"
+    assert [e.value for e in found.Scalars("term/forward_kl")] == pytest.approx([line["term.forward_kl"] for line in lines])
+    tags = found.Tags()
+    assert {"returns/student", "student/out.weight"} <= set(tags["histograms"])
+    assert "_hparams_/experiment" in found.summary_metadata
+    assert found.Scalars("verdict/return of the student")[-1].value == pytest.approx(json.loads((folder / "verdict.json").read_text())["student"]["return"]["mean"])
+
+
+def test_tensorboard_is_loaded_with_the_log_and_not_before():
+    code = "import sys, distillrl.logging; assert not {'tensorboard', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

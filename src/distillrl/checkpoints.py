@@ -67,6 +67,15 @@ def resume(setup: Setup, folder: Folder) -> State:
     return state
 
 
+def fresh(setup: Setup, folder: Folder) -> State:
+    """As ``start``, for a folder that was just made: what fails before round 0 leaves none behind, so that the same --out can be tried again."""
+    try:
+        return start(setup, folder)
+    except DistillError:
+        folder.withdraw()
+        raise
+
+
 def start(setup: Setup, folder: Folder) -> State:
     """A state before round 0, with room for its rows; raises Misconfigured where neither memory nor disk can hold them."""
     state = begin(setup)

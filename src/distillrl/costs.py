@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from distillrl.policies import ACTION, Policy, played, to_environment
 
@@ -25,10 +26,25 @@ def measure(policy: Policy, seconds: float = 0.05) -> dict[str, Any]:
 
 def multiply_adds(policy: Policy) -> int | None:
     """Of matrix products and convolutions for the action of one state, a fused multiply-add counted once."""
-    counter = FlopCounterMode(display=False)
+    counter = _Counter()
     with torch.inference_mode(False), torch.no_grad(), counter:
         policy.act(_zeros(policy, 1), policy.init(1), torch.ones(1, dtype=torch.bool), ACTION)
-    return counter.get_total_flops() // 2 or None
+    return counter.flops // 2 or None
+
+
+class _Counter(TorchDispatchMode):
+    """Sums torch's own formulas over what is called; as FlopCounterMode, which takes a second to import decompositions that no policy needs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def _latency(policy: Policy, n: int, seconds: float) -> dict[str, float]:

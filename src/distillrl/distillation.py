@@ -149,7 +149,7 @@ class Interrupt:
 
 
 def _run(setup: Setup, folder: Folder, show: Show, resumed: bool) -> Run:
-    state = checkpoints.resume(setup, folder) if resumed else checkpoints.start(setup, folder)
+    state = checkpoints.resume(setup, folder) if resumed else checkpoints.fresh(setup, folder)
     try:
         show({"folder": str(folder.path)})
         for note in setup.notes + _size_note(setup, state) + state.dataset.storage.notes:

@@ -9,6 +9,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from distillrl.errors import DistillError, Failed
+
 STREAMS = {"train": 0, "select": 1, "hard": 2, "verdict": 3, "dry": 4, "record": 5, "race": 6}
 _STREAM_BITS, _COUNTER = 28, (1 << 28) - 1
 
@@ -76,7 +78,12 @@ class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
         """As gymnasium's; the seed is the episode's own."""
         if self._rests():
             return self.last, {}
-        self.last, _ = self.env.reset(seed=self.seeds(self.index))
+        try:
+            self.last, _ = self.env.reset(seed=self.seeds(self.index))
+        except DistillError:
+            raise
+        except Exception as error:  # the environment's own code may raise anything
+            raise _told(error, "reset", self.seeds(self.index)) from error
         if self.queue is None:
             self.index += self.n
         return self.last, {}
@@ -85,12 +92,21 @@ class Seeded(gymnasium.Wrapper[Any, Any, Any, Any]):
         """As gymnasium's, without the infos; the last observation and no reward while it rests."""
         if self._rests():
             return self.last, 0.0, False, False, {}
-        self.last, reward, terminated, truncated, info = self.env.step(action)
+        try:
+            self.last, reward, terminated, truncated, info = self.env.step(action)
+        except DistillError:
+            raise
+        except Exception as error:  # as above
+            raise _told(error, "step", self.seeds(self.index if self.queue is not None else self.index - self.n)) from error
         if terminated or truncated:
             self.success = told_success(info)
             if self.queue is not None:
                 self.index = self.queue.take()
         return self.last, reward, terminated, truncated, {}
+
+
+def _told(error: Exception, what: str, seed: int) -> Failed:
+    return Failed(f"the environment raised {type(error).__name__} in its {what}, in the episode of seed {seed}: {error}")
 
 
 def successes(info: Mapping[str, Any], n: int) -> np.ndarray:

@@ -45,6 +45,13 @@ class Folder:
         write_bytes(path / METRICS, b"")
         return folder
 
+    def withdraw(self) -> None:
+        """Delete what a run that never began has written, and the folder if nothing else is in it."""
+        for name in (CONFIG, METRICS):
+            (self.path / name).unlink(missing_ok=True)
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
     @staticmethod
     def open(path: str | Path) -> Folder:
         """One that holds a run; raises Misconfigured where it doesn't."""
