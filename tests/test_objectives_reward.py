@@ -235,3 +235,28 @@ def test_what_is_missing_is_said():
         reward.q_learning(Prediction(q=t(1.0)), Batch({}, Prediction(), reward=t(1.0), terminated=torch.tensor([False])))
     with pytest.raises(Missing, match=r"a2c needs a student with a distribution"):
         reward.a2c(Prediction(Deterministic(torch.zeros(1, 2))), played(1.0, 0.0))
+
+
+def test_distral_golden_values():
+    # h = (0, 0), f = (log 3, 0), α = 0.1/0.2: π_i = (¾, ¼), π₀ = (½, ½); the ratio of action 0 is 1.
+    student = Prediction(Categorical(torch.zeros(2, 2, dtype=torch.float64)), features={"column": t(math.log(3), 0.0).expand(2, 2)})
+    batch = Batch({}, Prediction(), action=torch.tensor([0, 0]), behaviour_log_prob=t(math.log(0.75), math.log(0.75)), extra={"advantage": t(1.0, 3.0)})
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    found = reward.distral(student, batch, kl=0.1, entropy=0.1)
+    assert found.tolist() == pytest.approx([1 + 0.1 * kl - 0.1 * entropy, -1 + 0.1 * kl - 0.1 * entropy])
+    assert reward.task_policy(Categorical(t(2.0, 0.0)), t(0.0, 1.0), 0.5).logits.softmax(-1).tolist() == pytest.approx([0.5, 0.5]), "α h + f = (1, 1)"
+
+
+def test_distral_distils_into_the_shared_policy():
+    """Of the KL alone, π_i held fixed, the gradient by π₀'s logits is kl · (π₀ − π_i) (Teh 2017, eq. 9)."""
+    h = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    own = Categorical(t(math.log(3), 0.0).unsqueeze(0))
+    own.kl(Categorical(h)).sum().backward()
+    assert h.grad.tolist() == [pytest.approx([0.5 - 0.75, 0.5 - 0.25])]
+
+
+def test_advantages_of_several_tasks_are_standardised_in_each():
+    batch = Batch({}, Prediction(), extra={"advantage": t(1.0, 3.0, 100.0, 300.0)}, action=torch.zeros(4, dtype=torch.int64), task=torch.tensor([0, 0, 1, 1]))
+    student = Prediction(Categorical(torch.zeros(4, 2, dtype=torch.float64)))
+    assert reward.a2c(student, batch, standardise=True).tolist() == pytest.approx([-math.log(2), math.log(2)] * 2)

@@ -20,20 +20,21 @@ from distillrl.objectives.value import state_value
 from distillrl.policies import Policy, as_words
 from distillrl.records import Batch, Prediction, Rollout, need, over_states
 from distillrl.states import Drive, label_all
+from distillrl.tasks import TASK
 
 HIDDEN = 64
 """Units of the critic that a student is lent while it learns."""
 
 
 class Critic(nn.Module):
-    """A value head on a student's latent: [..., L] → [..., 1], one hidden layer. ``scale`` is what rewards are divided by, 0 until measured."""
+    """A value head on a student's latent: [..., L] → [..., 1], one hidden layer. ``scale`` is what rewards are divided by, 0 until measured; of several ``tasks`` [K]."""
 
     scale: Tensor
 
-    def __init__(self, inputs: int, generator: torch.Generator) -> None:
+    def __init__(self, inputs: int, generator: torch.Generator, tasks: int = 0) -> None:
         super().__init__()
         self.layers = nn.Sequential(linear(inputs, HIDDEN, generator), nn.Tanh(), linear(HIDDEN, 1, generator))
-        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("scale", torch.zeros((tasks,) if tasks else ()))
 
     def forward(self, latent: Tensor) -> Tensor:
         """[..., 1]"""
@@ -59,6 +60,8 @@ def enrich(rollout: Rollout, wants: frozenset[str], horizon: Horizon, drive: Dri
     asked = {w.removeprefix("extra.") for w in wants if w.startswith("extra.")}
     if not asked and "behaviour_log_prob" not in wants:
         return rollout
+    if drive.spec.tasks:
+        rollout = replace(rollout, task=rollout.obs[TASK][:-1].clone())
     if playing.init(1):
         raise Missing("terms on reward need a student without memory: its values are asked for all states at once")
     with torch.no_grad():
@@ -71,7 +74,7 @@ def enrich(rollout: Rollout, wants: frozenset[str], horizon: Horizon, drive: Dri
         extra: dict[str, Tensor] = {}
         if asked & {"advantage", "return"}:
             values = need(own, "value", "the advantage", "this student")
-            scale = _scale(reward, ends, horizon.gamma, "teacher.value" in wants, (playing, learning))
+            scale = _scale(reward, ends, horizon.gamma, "teacher.value" in wants, (playing, learning), rollout.task)
             extra["advantage"] = gae(reward / scale, values, rollout.terminated, rollout.truncated, horizon.gamma, horizon.lam)
             extra["return"] = extra["advantage"] + values[:-1]
         if "n_step_return" in asked:
@@ -147,15 +150,18 @@ def _first(prediction: Prediction, rows: int) -> Prediction:
     return over_states(lambda x: x[:rows], prediction)
 
 
-def _scale(reward: Tensor, ends: Tensor, gamma: float, in_teacher_units: bool, students: tuple[Policy, ...]) -> Tensor:
+def _scale(reward: Tensor, ends: Tensor, gamma: float, in_teacher_units: bool, students: tuple[Policy, ...], task: Tensor | None = None) -> Tensor:
+    """[] or, of several tasks, [T, N]."""
     critics = [c for s in students if isinstance(c := getattr(s, "training_heads", {"value": None})["value"], Critic)] if not in_teacher_units else []
     if not critics:
         return torch.ones(())
-    if float(critics[0].scale) == 0:
-        spread = to_go(reward, ends, gamma).std().clamp_min(1e-6)
+    if float(critics[0].scale.max()) == 0:
+        returns = to_go(reward, ends, gamma)
+        each = [returns] if task is None else [returns[task == k] for k in range(len(critics[0].scale))]
+        spread = torch.stack([x.std().clamp_min(1e-6) if len(x) > 1 else torch.ones(()) for x in each])
         for critic in critics:
-            critic.scale.copy_(spread)
-    return critics[0].scale
+            critic.scale.copy_(spread if task is not None else spread[0])
+    return critics[0].scale if task is None else critics[0].scale[task.long()]
 
 
 __all__ = ["Critic", "Horizon", "behaviour", "enrich", "gae", "n_step"]

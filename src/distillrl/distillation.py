@@ -36,7 +36,7 @@ from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
 from distillrl.errors import DistillError, Failed
-from distillrl.policies import Player, acting_parameters
+from distillrl.policies import Player, Policy, acting_parameters
 from distillrl.records import Progress, Rollout
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
@@ -190,7 +190,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     """Drive, label, learn; the round's metrics."""
     phase = setup.config.phase[state.progress.phase]
     drive, began = state.drive, time.perf_counter()
-    playing = state.gradient.averaged
+    playing = phases.driven_by(phase, state.gradient.averaged)
     if drive.due():
         drive.reseed(setup.teacher, playing)
     wanted = phase.first if state.progress.round == 0 and state.progress.phase == 0 else phase.steps
@@ -208,7 +208,7 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
             else:
                 rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen, ask and not choosy)
                 rollout = _asked(setup, state, phase, rollout) if choosy else rollout
-            rollout = _enriched(setup, state, phase, rollout, drive)
+            rollout = _enriched(setup, state, phase, rollout, drive, playing)
         if state.progress.round == 0 and setup.config.init is None and setup.config.inherit is None:
             _normalise(setup, state, rollout)
         collected = time.perf_counter()
@@ -247,10 +247,10 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     }
 
 
-def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout, drive: Drive) -> Rollout:
+def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout, drive: Drive, playing: Policy) -> Rollout:
     """With what terms on reward read, and how much each state counts."""
     horizon = advantages.Horizon(phase.gamma, phase.lam, phase.n)
-    rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, drive, setup.teacher, state.gradient.averaged, state.student)
+    rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, drive, setup.teacher, playing, state.student)
     if not phase.critical:
         return rollout
     weight = stakes(advantages.need_teacher(rollout), rollout.valid)

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from distillrl.advantages import Critic
+from distillrl.columns import Columns
 from distillrl.config import Phase
 from distillrl.objectives import TABLE
 from distillrl.objectives.layers import linear
 from distillrl.records import Spec
 
-CAN_BE_ADDED = frozenset({"value", "q", "quantiles"})
+CAN_BE_ADDED = frozenset({"value", "q", "quantiles", "column"})
 QUANTILES = 32
 """Quantiles of a head where the teacher doesn't say how many."""
 
@@ -23,7 +24,8 @@ def could_give(student: Any, spec: Spec) -> frozenset[str]:
     """What a student gives with the heads that can be added to it; a family that is no network takes none."""
     if not hasattr(student, "training_heads"):
         return frozenset(student.gives)
-    return student.gives | (CAN_BE_ADDED if spec.action.kind == "discrete" else {"value", "quantiles"})
+    found = CAN_BE_ADDED if spec.action.kind == "discrete" else {"value", "quantiles"}
+    return student.gives | (found if spec.tasks else found - {"column"})
 
 
 def add(student: Any, wanted: Mapping[str, tuple[int, ...]], spec: Spec, generator: torch.Generator) -> None:
@@ -33,7 +35,9 @@ def add(student: Any, wanted: Mapping[str, tuple[int, ...]], spec: Spec, generat
             continue
         width = student.out.in_features
         if name == "value":
-            student.training_heads[name] = Critic(width, generator)
+            student.training_heads[name] = Critic(width, generator, len(spec.tasks))
+        elif name == "column":
+            student.training_heads[name] = Columns(width // student.heads - 1 if student.heads else width, len(spec.tasks), spec.action.n, generator)
         elif name == "q":
             student.training_heads[name] = linear(width, spec.action.n, generator)
         else:

@@ -154,6 +154,18 @@ def ppo(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     return (replace(alone, terms={**alone.terms, "entropy": "0.005"}, first=128, steps=128, lr=1e-3),)
 
 
+def distral(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
+    """Each task's own policy drives and learns by its reward, held to the one that they share; that one is the student (Teh 2017, eq. 1 and 9).
+
+    The teacher is not asked: it is what the student is measured against. A term on it, such as ``+forward_kl: linear(1,0)``, kickstarts.
+    """
+    if not spec.tasks:
+        raise Misconfigured("distral is for several tasks side by side: --env CartPole-v1,Acrobot-v1; kickstarting and ppd learn one by its reward")
+    if spec.action.kind != "discrete":
+        raise Misconfigured(f"distral is for discrete actions, not for {spec.action.kind}: kickstarting and ppd learn by reward there")
+    return (replace(_student_drives({"distral": {"weight": "1", "kl": 0.1, "entropy": 0.01}, "return_mse": "0.5"}, average=0.0), steps=128, lr=1e-3),)
+
+
 def finetune(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """Dagger; then the critic alone, the policy frozen; then PPO (Hanna 2017 and Uchendu 2023 on why the critic comes first)."""
     return with_finetuning(dagger(gives, spec))
@@ -223,6 +235,7 @@ METHODS: dict[str, Method] = {
     "qdagger": Method(qdagger, "QDagger", "Agarwal 2022, 2206.01626", "mixture with noise", "action; discrete actions only", "the student is to know Q-values, and go on by Q-learning"),
     "distillation-as-reward": Method(distillation_as_reward, "the teacher's opinion as reward", "Yang 2026, 2602.12125", "student", "distribution or q; for a box: distribution", "to reach past the teacher, with scale above 1"),
     "entropy-regularised": Method(entropy_regularised, "expected entropy regularised distillation", "Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "where the student's own actions lead must count"),
+    "distral": Method(distral, "a policy for each task and one that they share", "Teh 2017, 1707.04175", "each task's own policy", "action; several tasks, discrete actions", "several related tasks are to be learnt by reward, and what they have in common is wanted"),
     "finetune": Method(finetune, "dagger, critic, then PPO", "Uchendu 2023, 2204.02372", "mixture, then student", "action", "the student is to go on by reward after it was distilled"),
     "ppo": Method(ppo, "PPO from scratch", "Schulman 2017, 1707.06347", "student", "nothing: its return alone is the measure", "to know what the teacher saves (report --scratch)"),
     "awr": Method(awr, "advantage-weighted regression", "Peng 2019, 1910.00177", "recorded play", "action; rewards in the recording", "recorded play is of mixed quality, and its rewards say which"),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from distillrl import config as configuration
-from distillrl import weights
+from distillrl import objectives, weights
+from distillrl.columns import TwoColumns
 from distillrl.config import Phase
 from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured, Missing
@@ -89,6 +90,15 @@ def who(phase: Phase, progress: Progress) -> Who:
     beta, noise, late = (weights.parse(text)(progress) for text in (phase.beta, phase.noise, phase.late))
     given = configuration.rescue(phase.rescue)
     return Who(beta, phase.by, phase.sampled, noise, late, None if given is None else Rescue(*given))
+
+
+def driven_by(phase: Phase, student: Any) -> Any:
+    """Who plays for the student: of Distral's tasks each one's own policy, else the student itself."""
+    if "distral" not in phase.terms:
+        return student
+    given = phase.terms["distral"]
+    options = objectives.check("distral", {k: v for k, v in given.items() if k != "weight"} if isinstance(given, Mapping) else {})
+    return TwoColumns(student, options["kl"] / (options["kl"] + options["entropy"]))
 
 
 def driver_wants(phase: Phase, teacher_gives: frozenset[str]) -> frozenset[str]:

@@ -41,6 +41,25 @@ def a2c(student: Prediction, batch: Batch, *, standardise: bool = False) -> Tens
     return -_log_prob(student, batch, "a2c") * _advantage(batch, "a2c", standardise)
 
 
+def distral(student: Prediction, batch: Batch, *, kl: float = 0.1, entropy: float = 0.01, clip: float = 0.2) -> Tensor:
+    """[...] the clipped policy gradient of the task's policy π_i + ``kl`` · KL(π_i ‖ π₀) − ``entropy`` · H(π_i) (Distral, Teh 2017, 1707.04175, eq. 1 and 9).
+
+    π₀ is the student, π_i = softmax(α h + f_i) with h its logits, f_i the task's column and α = kl / (kl + entropy). The KL's gradient by π₀'s logits, kl · (π₀ − π_i),
+    is what distils the tasks' policies into the shared one; regularisers count in the state at hand, the reward by its advantage. Reads
+    action, behaviour_log_prob (of π_i, which drives) and advantage, standardised in each task.
+    """
+    shared = student_distribution(student, "distral")
+    assert isinstance(shared, Categorical)
+    own = task_policy(shared, student.features["column"], kl / (kl + entropy))
+    gain = _clipped(own.log_prob(_field(batch, "action", "distral")), _field(batch, "behaviour_log_prob", "distral"), _advantage(batch, "distral", True), clip)
+    return gain + kl * own.kl(shared) - entropy * own.entropy()
+
+
+def task_policy(shared: Categorical, column: Tensor, alpha: float) -> Categorical:
+    """π_i ∝ exp(``alpha`` · h + f_i), ``column`` [..., A] being f_i (Teh 2017, eq. 6); a shift of h changes nothing."""
+    return Categorical(alpha * shared.log_probs + column, shared.mask)
+
+
 def return_mse(student: Prediction, batch: Batch, *, scale: float = 1.0) -> Tensor:
     """[...] (V_S(s) − return)² / scale²: the critic that ``ppo_clip`` and ``a2c`` stand on. Reads extra['return']."""
     value = need(student, "value", "return_mse", STUDENT)
@@ -197,8 +216,19 @@ def _mean(x: Tensor, batch: Batch) -> Tensor:
 
 
 def _standardised(x: Tensor, batch: Batch) -> Tensor:
+    if batch.task is not None:  # each task's rewards have a size of their own
+        return _standardised_by_task(x, batch)
     centred = x - _mean(x, batch)
     return centred / (_mean(centred.square(), batch).sqrt() + 1e-8)
+
+
+def _standardised_by_task(x: Tensor, batch: Batch) -> Tensor:
+    assert batch.task is not None
+    counts = torch.ones_like(x) if batch.weight is None else (batch.weight > 0).to(x.dtype)
+    own = F.one_hot(batch.task.long().flatten()).to(x.dtype) * counts.flatten().unsqueeze(-1)
+    centred = x - ((own * x.flatten().unsqueeze(-1)).sum(0) / own.sum(0).clamp_min(1))[batch.task.long()]
+    deviation = ((own * centred.flatten().square().unsqueeze(-1)).sum(0) / own.sum(0).clamp_min(1)).sqrt()
+    return centred / (deviation[batch.task.long()] + 1e-8)
 
 
 def _next_q(batch: Batch, double: bool, who: str) -> Tensor:

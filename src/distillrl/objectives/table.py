@@ -140,6 +140,8 @@ _REWARD = (
               _PLAYED | {"extra.advantage"}, {**_CLIP, "standardise": (True, flag)}),
     Objective("a2c", "reward:a2c", "the environment's reward, one update a rollout", "Mnih 2016 (1602.01783)",
               _wants("student.distribution", "action", "extra.advantage"), {"standardise": (False, flag)}),
+    Objective("distral", "reward:distral", "several tasks by reward, whose policies are held to the one that they share, which is what is kept", "Teh 2017 (1707.04175)",
+              _PLAYED | {"extra.advantage", "student.column"}, {"kl": (0.1, POSITIVE), "entropy": (0.01, NOT_NEGATIVE), **_CLIP}, DISCRETE),
     Objective("return_mse", "reward:return_mse", "the critic beside ppo_clip or a2c", "Mnih 2016 (1602.01783)", _wants("student.value", "extra.return"), _SCALE),
     Objective("entropy", "reward:entropy", "keeps the student trying", "Williams & Peng 1991", _wants("student.distribution|student.q"), wants_box=_wants("student.distribution")),
     Objective("q_learning", "reward:q_learning", "a student with Q-values that goes on by reward: QDagger", "van Hasselt 2016 (1509.06461); Agarwal 2022 (2206.01626)",

@@ -130,7 +130,7 @@ class Network(nn.Module):
         else:
             for layer in self.body._modules.values():
                 latent = _through(layer, latent)
-        mask = None
+        mask, shared = None, latent
         if self.heads:
             latent, mask = self._by_task(latent, groups[TASK])
         raw = _through(self.out, latent)
@@ -147,7 +147,9 @@ class Network(nn.Module):
         if self.value is not None and "value" in wants:
             value = (recalled["value"] if "value" in recalled else self.value(before_body if self.value_reads == "recurrent" else x)).squeeze(-1)
         if len(self.training_heads):
-            trained = {name: head(latent) for name, head in self.training_heads.items() if name in wants}
+            trained = {name: head(latent) for name, head in self.training_heads.items() if name in wants and name != "column"}
+            if "column" in wants:  # Distral's, on the trunk alone (columns.py)
+                features["column"] = self.training_heads["column"](shared, obs[TASK])
             value = trained["value"].squeeze(-1) if "value" in trained else value
             q = trained.get("q", q)
             quantiles = trained.get("quantiles", quantiles)
