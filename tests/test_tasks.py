@@ -217,6 +217,14 @@ def test_tasks_of_unlike_rewards_are_learnt_by_reward_alike(tmp_path):
     assert run.reached
 
 
+def test_search_and_compress_are_for_one_task(tmp_path):
+    from distillrl.search import search
+
+    with pytest.raises(Misconfigured, match=r"search holds one task's return .* here are 2 .Line, Line#2."):
+        search([steer(), steer(flip=True)], ALIKE, sizes=("mlp:4",), config=small(), out=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_teacher_worse_than_random_play_gives_no_scale(tmp_path):
     run = distillrl.distill([steer(), steer()], ALIKE, config=small(until="none", env_steps=700), out=tmp_path / "r")
     assert run.verdict["retention"] is None or run.verdict["teacher"]["return"]["mean"] < 0

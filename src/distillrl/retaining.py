@@ -14,13 +14,19 @@ import numpy as np
 
 from distillrl import evaluation, stats
 from distillrl.envs import EnvOptions, Seeds
-from distillrl.errors import Failed
+from distillrl.errors import Failed, Misconfigured
 from distillrl.policies import Policy
 from distillrl.records import Spec
 from distillrl.settling import generator
 
 FIRST = 50
 """Episodes before the first look."""
+
+
+def refuse_several(spec: Spec, verb: str) -> None:
+    """Raise Misconfigured where there are several tasks: their returns are on no one scale here."""
+    if spec.tasks:
+        raise Misconfigured(f"{verb} holds one task's return against its teacher's, and here are {len(spec.tasks)} ({', '.join(t.name for t in spec.tasks)}): name one with --env; distill and evaluate take several")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from distillrl.limits import SIZES, Limits, cost, fitting
 from distillrl.policies import Player
 from distillrl.racing import Entry, Race
 from distillrl.records import Progress, Rollout
-from distillrl.retaining import Finding, Referee
+from distillrl.retaining import Finding, Referee, refuse_several
 from distillrl.runs import Folder
 from distillrl.selecting import spent_budget
 from distillrl.settling import Setup, State, all_wants, begin, generator, label_wants, settle
@@ -98,6 +98,7 @@ def _nothing(metrics: Mapping[str, Any]) -> None:
 
 def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, episodes: int, out: str | Path | None, resumed: Folder | None, show: Show) -> Found:
     began = time.perf_counter()
+    refuse_several(setup.spec, "search")
     if len(setup.config.phase) > 1:
         raise Misconfigured(f"search trains by one phase, but the method {setup.config.method} has {len(setup.config.phase)}: dagger and on-policy have one")
     state = begin(setup)
