@@ -640,3 +640,22 @@ def test_what_can_not_be_measured_costs_nothing_of_what_can(tmp_path):
     assert "costs" in found
     assert [n.split(" was not measured")[0] for n in found["notes"]] == ["fidelity", "robustness"]
     assert all("the simulator diverged" in n for n in found["notes"])
+
+
+class Bits(Sides):
+    """Sides whose sensors say yes or no, as MinAtar's do."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (SENSORS,), np.bool_)
+
+    def _seen(self):
+        return np.full(SENSORS, self.side > 0)
+
+
+def test_what_is_yes_or_no_has_no_noise_and_no_attack_but_can_be_lost():
+    teacher = teachers.load(lambda obs: (2 * obs.float().mean(-1, keepdim=True) - 1) * torch.tensor([-4.0, 4.0]), teachers.Options(), spec_of(Bits))
+    found = robustness.measure(teacher, teacher, EnvOptions(Bits, {}, "gymnasium:1"), episodes=2)
+    assert {c["name"] for c in found["curves"]} == set(KINDS) - {"observation noise", "worst case"}
+    assert found["notes"] == []
+    obs = {"obs": torch.ones(3, SENSORS, dtype=torch.bool)}
+    prediction, _ = Perturbed(teacher, "worst case", 1.0, {"obs": torch.ones(SENSORS)}, torch.Generator()).act(obs, {}, None)
+    assert prediction.action.mode.tolist() == [1, 1, 1]

@@ -32,6 +32,14 @@ STEPS = 5
 """Gradient steps of the attack."""
 
 
+def applies(kind: str, spec: Spec) -> bool:
+    """Whether a perturbation can change anything: what is yes or no, or a category, is not nearly another, so no noise and no attack moves it."""
+    if kind not in {"observation noise", "worst case"}:
+        return True
+    soft = [g for g in spec.observations.values() if not g.categories and g.dtype != "bool"]
+    return any(kind == "observation noise" or g.dtype.startswith("float") or g.dtype == "uint8" for g in soft)
+
+
 @dataclass
 class Perturbed:
     """``policy`` with a perturbation of a kind and a level; ``scale`` {group: [...shape]} is one standard deviation of each number.
@@ -111,6 +119,8 @@ class Perturbed:
     def _attacked(self, obs: dict[str, Tensor], memory: Memory, starts: Tensor) -> dict[str, Tensor]:
         """Projected gradient ascent, or random corners where the policy has no gradient."""
         soft = {k: v for k, v in obs.items() if v.is_floating_point() or v.dtype == torch.uint8}
+        if not soft:
+            return obs
         reach = {k: self.scale[k] * self.level for k in soft}
         with torch.inference_mode(False), torch.enable_grad():
             clean = {k: v.clone() for k, v in obs.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from distillrl import envs, evaluation, stats
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError
-from distillrl.perturbations import KINDS, Perturbed
+from distillrl.perturbations import KINDS, Perturbed, applies
 from distillrl.physics import PHYSICS, Change, changed, changes_for
 from distillrl.policies import ACTION, Policy, played, to_environment
 
@@ -82,6 +82,7 @@ def measure(
     left_out: list[str] = []
     harmed: dict[tuple[str, float], dict[str, np.ndarray]] = {}
     forgetful = not any(p.init(1) for p in players.values())
+    levels = {kind: values for kind, values in levels.items() if all(applies(kind, p.spec) for p in players.values())}
     for condition in _conditions(options, levels, physics):
         if found and seconds is not None and time.process_time() - began > seconds:
             left_out.append(f"{condition.group} {condition.level:g}")
