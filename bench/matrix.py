@@ -28,6 +28,8 @@ from distillrl.errors import DistillError
 
 PAGE = Path(__file__).parents[1] / "docs" / "shipping.md"
 MARKS = ("<!-- matrix -->", "<!-- end of matrix -->")
+SEES = {"cnn:impala": "group=image, grey, resize=10x8"}
+"""What a student sees; of the others those with convolutions the image alone."""
 STEPS = 100
 """Of an episode at most."""
 KINDS = (
@@ -37,7 +39,9 @@ KINDS = (
     ("mlp:16", {"quantise": "fp16"}),
     ("gru:12", {"prune": 0.4, "quantise": "int8"}),
     ("lstm:10", {"prune": 0.4, "quantise": "int8"}),
-    ("cnn:4-8:16", {"prune": 0.5, "sparse": True, "quantise": "int8"}),
+    ("cnn:4-8:16", {"prune": 0.5, "quantise": "int8"}),
+    ("cnn:4-8:24", {"prune": 0.5, "sparse": True, "quantise": "int8"}),
+    ("cnn:impala", {"quantise": "fp16"}),
     ("tree:leaves=24", {"prune": 0.5}),
     ("linear-tree:leaves=6", {"prune": 0.5}),
     ("forest:trees=3,leaves=12", {"prune": 0.5}),
@@ -54,16 +58,16 @@ def rule(obs: Any) -> Any:
 
 
 class Drawn(gymnasium.ObservationWrapper):
-    """CartPole with the state, and an image [12, 12, 2] of where the pole leans and moves."""
+    """CartPole with the state, and an image [12, 12, 3] of where the pole leans and moves."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        image = gymnasium.spaces.Box(0, 255, (12, 12, 2), np.uint8)
+        image = gymnasium.spaces.Box(0, 255, (12, 12, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict({"state": env.observation_space, "image": image})
 
     def observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
         """Two bars: their columns are the angle and the cart's place, their heights the speeds."""
-        image = np.zeros((12, 12, 2), np.uint8)
+        image = np.zeros((12, 12, 3), np.uint8)
         for channel, (place, speed) in enumerate(((state[2] / 0.2, state[3] / 2), (state[0] / 2.4, state[1] / 2))):
             column, height = (int(np.clip((v + 1) * 6, 0, 11)) for v in (place, speed))
             image[: height + 1, column, channel] = 255
@@ -81,7 +85,7 @@ def row(word: str, ask: dict[str, Any]) -> str:
         folder = Path(name)
         env: Any = drawn if word.startswith("cnn") else "CartPole-v1"
         image = word.startswith("cnn")
-        config = Config(env_steps=4000, max_episode_steps=STEPS, select_episodes=3, verdict_episodes=4, see="group=image" if image else None)
+        config = Config(env_steps=4000, max_episode_steps=STEPS, select_episodes=3, verdict_episodes=4, see=SEES.get(word, "group=image" if image else None))
         run = distillation.distill(rule, env, student=word, config=config, out=folder / "run")
         small = compression.compress(run.folder / "student.safetensors", rule, env, retention=0.6 if image else 0.9, episodes=50, out=folder / "small", config=config, **ask)
         asked = ", ".join(f"{k} {v}" if not isinstance(v, bool) else k for k, v in ask.items())
