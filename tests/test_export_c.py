@@ -307,7 +307,28 @@ def on_cortex_m4(policy, files, obs: np.ndarray, folder: Path, flags: list[str])
     return np.array([np.frombuffer(bytes.fromhex(line), kind) for line in lines]).squeeze(-1) if plan.decode.kind == "argmax" else np.array([np.frombuffer(bytes.fromhex(line), kind) for line in lines])
 
 
-@pytest.mark.parametrize(("case", "to", "n"), [("discrete", "c", 10_000), ("discrete", "c-int8", 2000), ("box", "c", 2000), ("lstm", "c", 500)])
+def test_chooses_the_same_on_a_cortex_m4_in_ten_thousand_visited_states(tmp_path):
+    tool(ARM[0], "gcc-arm-none-eabi libnewlib-arm-none-eabi")
+    tool("qemu-system-arm", "qemu-system-arm")
+    from test_compression import rule
+
+    from distillrl import distillation, loading, parity
+    from distillrl.config import Config
+    from distillrl.parity import margin, raw_outputs
+
+    distillation.distill(rule, "CartPole-v1", student="mlp:16x16", out=tmp_path / "run", config=Config(env_steps=2000, select_episodes=2, verdict_episodes=2, max_episode_steps=200))
+    policy = loading.load(tmp_path / "run" / "student.safetensors").policy
+    obs = parity.visited(policy, "CartPole-v1", 10_000)["obs"]
+    found = on_cortex_m4(policy, exporting.export(policy, "c", tmp_path), obs, tmp_path, ["-O2"])
+    with torch.inference_mode():
+        prediction, _ = policy.act({"obs": torch.from_numpy(obs)}, {}, None)
+    sure = (margin(raw_outputs(prediction), policy.spec) > 1e-4).numpy()
+    assert len(found) >= 10_000
+    assert sure.mean() > 0.99
+    assert np.array_equal(found[sure], prediction.action.mode.numpy()[sure])
+
+
+@pytest.mark.parametrize(("case", "to", "n"), [("discrete", "c", 2000), ("discrete", "c-int8", 2000), ("box", "c", 2000), ("lstm", "c", 500)])
 def test_plays_the_same_on_a_cortex_m4(case, to, n, tmp_path):
     tool(ARM[0], "gcc-arm-none-eabi libnewlib-arm-none-eabi")
     tool("qemu-system-arm", "qemu-system-arm")

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_export_targets import need_runtime
 
 from distillrl import exporting, loading
+from distillrl.errors import Misconfigured
 from distillrl.policies import as_groups, played, to_environment
+from distillrl.teachers.sklearn import Trees
 
 FIXTURES = Path(__file__).parent / "data" / "sb3"
 ABOUT = {d.name: json.loads((d / "about.json").read_text()) for d in sorted(FIXTURES.iterdir()) if (d / "about.json").is_file()} if FIXTURES.is_dir() else {}
@@ -70,3 +73,23 @@ def test_memory_is_inside(name, tmp_path):
         prediction, memory = other.act(obs, memory, torch.as_tensor(starts.astype(bool)))
         action = to_environment(played(prediction, False), player.spec)
         assert np.allclose(action, arrays["actions"][t].reshape(action.shape), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("to", ["python", "onnx", "js", "c"])
+@pytest.mark.parametrize("name", ["sklearn_tree", "sklearn_tree_regressor"])
+def test_a_scikit_learn_tree_chooses_the_same_at_its_very_thresholds(name, to, tmp_path):
+    need_runtime(to)
+    policy = loading.load(Path(__file__).parent / "data" / "formats" / name / "model.skops").policy
+    other = exporting.opened(exporting.export(policy, to, tmp_path), policy)
+    part = next(m for m in policy.modules() if isinstance(m, Trees))
+    at = part.threshold0.float()
+    obs = torch.cat([v.unsqueeze(-1).repeat(1, policy.spec.observations["obs"].shape[0]) for v in (at, torch.nextafter(at, at + 1), torch.nextafter(at, at - 1))])
+    mine, theirs = (p.act({"obs": obs.float()}, {}, None)[0].action.mode for p in (policy, other))
+    assert torch.equal(mine.float(), theirs.float())
+
+
+def test_a_forest_of_probabilities_goes_to_torch_only(tmp_path):
+    policy = loading.load(Path(__file__).parent / "data" / "formats" / "sklearn_forest" / "model.skops").policy
+    with pytest.raises(Misconfigured, match="LogOf.*the target torch"):
+        exporting.export(policy, "c", tmp_path)
+    exporting.export(policy, "torch", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from distillrl.tasks import TASK
 from distillrl.teachers.chain import Affine
 from distillrl.teachers.extractors import Combined, NatureCNN, Reorder
 from distillrl.teachers.sb3layers import Renorm
+from distillrl.teachers.sklearn import LogOf, Trees
 
 HEADS = {
     "categorical": "argmax",
@@ -222,6 +224,32 @@ def _max_pool(b: Builder, x: str, layer: nn.MaxPool2d) -> str | None:
     return b.add(steps.MaxPool(b.name(), x, kernel, stride, padding), (shape[0], rows, columns))
 
 
+def _trees(b: Builder, x: str, layer: Trees) -> str:
+    """A scikit-learn tree or forest: its thresholds are float64, and no float32 number lies between one and the float32 below it."""
+    total = ""
+    for i in range(layer.count):
+        feature, threshold, left, right, values = (getattr(layer, f"{n}{i}").cpu().numpy() for n in ("feature", "threshold", "left", "right", "values"))
+        below = threshold.astype(np.float32)
+        below = np.where(below > threshold, np.nextafter(below, np.float32(-np.inf)), below)
+        branches = np.stack([left, right], -1).astype(np.int32)
+        own = b.add(steps.Branches(b.name(), x, feature.astype(np.int32), below, branches, values, layer.depth), (layer.outputs,))
+        total = own if not total else b.add(steps.Combine(b.name(), total, own, "add"), (layer.outputs,))
+    if layer.count == 1:
+        return total
+    return b.add(steps.Affine(b.name(), total, np.full(1, 1 / layer.count, np.float32), np.zeros(1)), (layer.outputs,))
+
+
+def _log_of(b: Builder, x: str, layer: LogOf) -> str | None:
+    """Of one tree's probabilities: the logarithms are its leaves' then; of several trees' mean there is no plan."""
+    last = b.ops[-1]
+    if not isinstance(last, steps.Branches) or last.out != x:
+        return None
+    with torch.no_grad():
+        b.ops[-1] = replace(last, value=_floats(layer(torch.from_numpy(last.value))))
+    b.shapes[x] = (layer.n,)
+    return x
+
+
 def _ungrouped(weight: Floats, groups: int) -> Floats:
     if groups == 1:
         return weight
@@ -248,6 +276,8 @@ LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.LayerNorm: _layer_norm,
     nn.Conv2d: _conv,
+    Trees: _trees,
+    LogOf: _log_of,
     nn.MaxPool2d: _max_pool,
     Affine: _affine,
     Renorm: _affine,
