@@ -74,10 +74,12 @@ def test_an_image_student_on_numbers_is_told_what_would_see_an_image():
 
 
 @pytest.mark.parametrize(
-    ("word", "to"), [*(("cnn:8k8s4-12k3s2d:16", to) for to in ("c", "onnx", "js", "python")), ("cnn:4k8s4-8k4s2:16", "torch")]
-)
-def test_exports_see_what_the_student_sees(word, to, tmp_path):
-    student = students.make(word, spec(1, 40, 40, n=5), generator(), see="stack=3, crop=4-37x2-39")
+    ("word", "to", "see"),
+    [*(("cnn:8k8s4-12k3s2d:16", to, "stack=3, crop=4-37x2-39") for to in ("c", "onnx", "js", "python")), ("cnn:4k8s4-8k4s2:16", "torch", "stack=3"),
+     *(("cnn:4k8s4:8", to, "stack=2:2") for to in ("c", "onnx", "python"))],
+)  # fmt: skip
+def test_exports_see_what_the_student_sees(word, to, see, tmp_path):
+    student = students.make(word, spec(1, 40, 40, n=5), generator(), see=see)
     try:
         policy = opened(export(student, to, tmp_path), student)
     except Missing as error:
@@ -155,7 +157,7 @@ def test_jitter_is_for_training_and_goes_on_where_it_was():
 @pytest.mark.parametrize(
     ("text", "says"),
     [("grey", "images of red"), ("resize=0", "whole number"), ("resize=84:cubic", "unknown method"), ("crop=5-90", "aren't in"), ("crop=a", "rows such as"),
-     ("jitter=2", "share"), ("jitter=0.2, stack=4", "after stack"), ("resize", "resize=84")],
+     ("jitter=2", "share"), ("stack=4:0", "stack=COUNT:GAP=0"), ("stack=:3", "from 2 to 64"), ("jitter=0.2, stack=4", "after stack"), ("resize", "resize=84")],
 )  # fmt: skip
 def test_a_step_that_does_not_fit_is_a_sentence(text, says):
     with pytest.raises(DistillError, match=says):
@@ -192,8 +194,8 @@ def filled(see, group, rounds=3, steps=7, slots=2, keep="all", fresh_at=None):
 @pytest.mark.parametrize("fresh_at", [None, 2])
 @pytest.mark.parametrize(
     ("see", "group"),
-    [("stack=4", Group((1, 6, 8), "uint8")), ("crop=0-3, stack=3", Group((6, 8, 2), "uint8")), ("resize=3x4, stack=4", Group((1, 6, 8), "uint8")),
-     ("stack=3", Group((2,), "float32")), ("delay=2", Group((2,), "float32")), ("stack=3, delay=2", Group((2,), "float32"))],
+    [("stack=4", Group((1, 6, 8), "uint8")), ("crop=0-3, stack=3", Group((6, 8, 2), "uint8")), ("resize=3x4, stack=4", Group((1, 6, 8), "uint8")), ("stack=3:2", Group((1, 6, 8), "uint8")), ("grey, stack=2:5", Group((6, 8, 3), "uint8")),
+     ("stack=3:2", Group((2,), "float32")),     ("stack=3", Group((2,), "float32")), ("delay=2", Group((2,), "float32")), ("stack=3, delay=2", Group((2,), "float32"))],
 )  # fmt: skip
 def test_a_sampled_state_is_remembered_as_it_was_played(see, group, keep, fresh_at):
     sense, dataset, seen = filled(see, group, keep=keep, fresh_at=fresh_at)
@@ -204,6 +206,20 @@ def test_a_sampled_state_is_remembered_as_it_was_played(see, group, keep, fresh_
     now, _ = sense(batch.obs, batch.memory, batch.starts)
     want = torch.stack([s["now"] for s in played]).flatten(0, 1)
     assert torch.equal(now["obs"], want)
+
+
+def test_a_stack_with_a_gap_holds_frames_so_many_steps_apart_of_this_episode_alone():
+    sense = seeing.parse("stack=3:2", {"obs": Group((1, 4, 4), "uint8")})
+    assert sense.groups["obs"].shape == (3, 4, 4)
+    memory, seen = sense.init(1), []
+    for t in range(12):
+        now, memory = sense({"obs": torch.full((1, 1, 4, 4), t + 1, dtype=torch.uint8)}, memory, torch.tensor([t in (0, 7)]))
+        seen.append(now["obs"][0, :, 0, 0].tolist())
+    assert seen[:5] == [[0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 2, 4], [1, 3, 5]]
+    assert seen[6:] == [[3, 5, 7], [0, 0, 8], [0, 0, 9], [0, 8, 10], [0, 9, 11], [8, 10, 12]]
+    again = Sense.from_json(sense.observations, sense.to_json())
+    assert again.groups == sense.groups
+    assert "gap" not in seeing.parse("stack=3", {"obs": Group((1, 4, 4), "uint8")}).to_json()[0], "files from before there were gaps stay the same bytes"
 
 
 def test_each_frame_lies_in_the_store_once_and_labels_beside_it_are_halves():

@@ -143,13 +143,14 @@ def _drop(value: str, groups: Mapping[str, Group]) -> list[Any]:
 
 
 def _stack(value: str, groups: Mapping[str, Group]) -> list[Any]:
-    count = _whole("stack", value, 2, 64)
+    number, colon, apart = value.partition(":")
+    count, gap = _whole("stack", number.strip(), 2, 64), _whole("stack=COUNT:GAP", apart.strip(), 1, 64) if colon else 1
     if scalars := [k for k, g in groups.items() if not g.shape]:
         raise Misconfigured(f"the group {scalars[0]!r} is a single number without an axis to stack along; leave it out with group=")
     if flat := [k for k, g in groups.items() if len(g.shape) == 2 and is_image(g)]:
         raise Misconfigured(f"the group {flat[0]!r} is an image without channels ({groups[flat[0]]}): stack it in the environment, with gymnasium's FrameStackObservation")
     axes = {k: 0 if len(g.shape) == 3 and g.shape[0] < g.shape[-1] else -1 for k, g in groups.items()}
-    return [Stack(count, {k: g.shape for k, g in groups.items()}, axes, {k: g.dtype for k, g in groups.items()})]
+    return [Stack(count, {k: g.shape for k, g in groups.items()}, axes, {k: g.dtype for k, g in groups.items()}, gap)]
 
 
 def _jitter(value: str, groups: Mapping[str, Group]) -> list[Any]:
@@ -197,7 +198,7 @@ _WORDS: dict[str, tuple[_Make, str]] = {
     "jitter": (_jitter, "jitter=0.2"),
     "pick": (_pick, "pick=0,1,4-7"),
     "drop": (_drop, "drop=2,3,5"),
-    "stack": (_stack, "stack=4"),
+    "stack": (_stack, "stack=4, or stack=4:3 for frames three steps apart"),
     "delay": (lambda value, groups: [Delay(_whole("delay", value, 1, 1000), groups)], "delay=2"),
     "clip": (lambda value, groups: [Clip(_real("clip", value), _numbers(groups))], "clip=5"),
     "noise": (lambda value, groups: [Noise(_real("noise", value), _numbers(groups))], "noise=0.1"),

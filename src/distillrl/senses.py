@@ -238,23 +238,24 @@ class ChannelsFirst(nn.Module):
 
 
 class Stack(nn.Module):
-    """The last ``count`` observations of each named group side by side, the newest last; zeros before an episode's start.
+    """``count`` of the last observations of each named group side by side, ``gap`` steps apart, the newest last; zeros before an episode's start.
 
     ``axes``: along which axis of the observation, 0 or -1 (SB3's VecFrameStack: the channels of an image, else the last).
     """
 
     kind = "stack"
 
-    def __init__(self, count: int, shapes: Mapping[str, Iterable[int]], axes: Mapping[str, int], dtypes: Mapping[str, str]) -> None:
+    def __init__(self, count: int, shapes: Mapping[str, Iterable[int]], axes: Mapping[str, int], dtypes: Mapping[str, str], gap: int = 1) -> None:
         super().__init__()
-        self.count = int(count)
-        self.window = self.count - 1
+        self.count, self.gap = int(count), int(gap)
+        self.window = (self.count - 1) * self.gap
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.axes, self.dtypes = dict(axes), dict(dtypes)
 
     def options(self) -> dict[str, Any]:
-        """How many, and of what."""
-        return {"count": self.count, "shapes": {k: list(v) for k, v in self.shapes.items()}, "axes": self.axes, "dtypes": self.dtypes}
+        """How many, of what, and how far apart where they aren't neighbours."""
+        apart = {"gap": self.gap} if self.gap > 1 else {}
+        return {"count": self.count, "shapes": {k: list(v) for k, v in self.shapes.items()}, "axes": self.axes, "dtypes": self.dtypes, **apart}
 
     def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
         """Shapes ``count`` times as long along their axis."""
@@ -262,17 +263,18 @@ class Stack(nn.Module):
         for name, shape in self.shapes.items():
             if name not in groups or groups[name].shape != shape:
                 raise Misconfigured(f"frames of {name!r} with the shape {shape} are stacked, the observation has {groups.get(name)}")
-            out[name] = dataclasses.replace(groups[name], shape=self._stacked(name))
+            out[name] = dataclasses.replace(groups[name], shape=self.long(name, self.count))
         return out
 
-    def _stacked(self, name: str) -> tuple[int, ...]:
+    def long(self, name: str, count: int) -> tuple[int, ...]:
+        """The shape of so many observations side by side."""
         shape = list(self.shapes[name])
-        shape[self.axes[name]] *= self.count
+        shape[self.axes[name]] *= count
         return tuple(shape)
 
     def init(self, n: int) -> Memory:
-        """The stacks, {group: [n, *stacked shape]}."""
-        return {name: torch.zeros((n, *self._stacked(name)), dtype=getattr(torch, self.dtypes[name])) for name in self.shapes}
+        """The last ``window`` + 1 observations, {group: [n, *shape]}, those between the chosen ones too."""
+        return {name: torch.zeros((n, *self.long(name, self.window + 1)), dtype=getattr(torch, self.dtypes[name])) for name in self.shapes}
 
     def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
         """The newest put behind the others, [n, *shape] → [n, *stacked shape]."""
@@ -287,7 +289,8 @@ class Stack(nn.Module):
                 old = old * kept if old.dtype == torch.uint8 else torch.where(kept, old, torch.zeros((), dtype=old.dtype))
             axis = self.axes[name] - len(shape) if self.axes[name] >= 0 else self.axes[name]
             new = torch.cat([old.narrow(axis, shape[axis], old.shape[axis] - shape[axis]), x.to(old.dtype)], axis)
-            memory[name] = out[name] = new
+            memory[name] = new
+            out[name] = new if self.gap == 1 else torch.cat(new.split(shape[axis], axis)[:: self.gap], axis)
         return out
 
 

@@ -114,16 +114,17 @@ def _channels_first(b: Builder, step: ChannelsFirst, values: Mapping[str, str]) 
 def _stack(b: Builder, step: Stack, values: Mapping[str, str]) -> dict[str, str]:
     made = dict(values)
     for name, shape in step.shapes.items():
-        stacked = list(shape)
-        stacked[step.axes[name]] *= step.count
-        old = np.arange(int(np.prod(stacked))).reshape(stacked)
+        axis, long = step.axes[name], step.long(name, step.window + 1)
+        old = np.arange(int(np.prod(long))).reshape(long)
         new = np.arange(int(np.prod(shape))).reshape(shape) + old.size
-        kept = np.split(old, [shape[step.axes[name]]], step.axes[name])[1]
-        order = np.concatenate([kept, new], step.axes[name]).ravel()
+        kept = np.split(old, [shape[axis]], axis)[1]
+        order = np.concatenate([kept, new], axis).ravel()
         before = b.memory(f"stack_{name}", old.size)
         both = b.add(steps.Concat(b.name(), (before, values[name])), (old.size + new.size,))
-        made[name] = b.add(steps.Take(b.name(), both, tuple(order.tolist())), tuple(stacked))
-        b.remember(f"stack_{name}", before, made[name])
+        after = b.add(steps.Take(b.name(), both, tuple(order.tolist())), long)
+        b.remember(f"stack_{name}", before, after)
+        chosen = np.concatenate(np.split(old, step.window + 1, axis)[:: step.gap], axis)
+        made[name] = after if step.gap == 1 else b.add(steps.Take(b.name(), after, tuple(chosen.ravel().tolist())), chosen.shape)
     return made
 
 
