@@ -144,12 +144,14 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     if config.labels is not None and config.labels < config.slots:
         raise Misconfigured(f"labels = {config.labels} is less than one step of all slots asks for: slots = {config.labels} or fewer, or more labels, would do")
     theirs = config.teacher_sees.removeprefix("group=") if config.teacher_sees else ""
-    adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")})
+    source = teachers.named(source)
+    own_words = frozenset(source.spec.observations) if teachers.is_policy(source) else frozenset()
+    adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")} | own_words)
     options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, adds)
     spec, backend = environment(options, tasks.even(config.slots, count) if (count := len(tasks.several(target))) else config.slots)
     config = _shared_out(config, spec)
     config = replace(config, see=_student_sees(config, spec, adds, options))
-    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds}) if not config.teacher_sees else spec
+    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds - own_words}) if not config.teacher_sees else spec
     policy = teachers.load(source, replace(wished, env=envs.name_of(options)), own)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -64,6 +65,8 @@ def _never(path: Path) -> bool:
     return False
 
 
+OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""``my_project.rules:Rule``: an object of the user's own, whose code is run because they named it."""
 WEIGHTS = ("rsl_rl", "rl_games", "skrl", "tianshou", "cleanrl", "pufferlib", "sb3_policy", "dueling", "plain", "plain_q")
 """Libraries whose bare weights are known: names for ``--format``, where the file's names don't tell or another activation is meant."""
 FORMATS: tuple[Format, ...] = (
@@ -124,6 +127,7 @@ def fit(policy: Policy, spec: Spec, env: str | None = None) -> Policy:
 def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
     if isinstance(source, Player):
         return source.policy
+    source = named(source)
     if isinstance(source, (str, Path)):
         if str(source).startswith(("http://", "https://")):
             from distillrl.teachers import remote
@@ -133,11 +137,26 @@ def _load(source: Any, options: Options, spec: Spec | None) -> Policy:
             return _load_path(Path(source), options, spec)
         except (MemoryError, RecursionError) as error:
             raise Failed(f"{str(source)[:200]} is refused: reading it takes more than there is ({type(error).__name__})") from None
-    if all(hasattr(source, name) for name in ("act", "init", "spec", "gives")):
+    if is_policy(source):
         return source
     from distillrl.teachers import live
 
     return live.load(source, options, spec)
+
+
+def is_policy(source: Any) -> bool:
+    """Whether an object is a policy already (policies.Policy), such as a rule of the user's own."""
+    return not isinstance(source, type) and all(hasattr(source, name) for name in ("act", "init", "spec", "gives"))
+
+
+def named(source: Any) -> Any:
+    """The user's own object where the source is the text ``module:name`` (a class is called), and no such file is there; else the source itself."""
+    if not isinstance(source, str) or not OWN.fullmatch(source) or Path(source).exists():
+        return source
+    from distillrl.teachers import owncode
+
+    found = owncode.find(source, "teacher")
+    return found() if isinstance(found, type) else found
 
 
 def _is_pair(source: Any) -> bool:
