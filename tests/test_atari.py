@@ -1,5 +1,7 @@
 """Atari: ids, seeds, replays, what is clipped, single games with their memory, and teachers of stacked frames."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,14 @@ import torch
 pytest.importorskip("ale_py")
 
 from distillrl import atari, envs, students
+from distillrl.actions import Categorical
 from distillrl.config import Config
+from distillrl.distillation import distill
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError
+from distillrl.evaluation import evaluate, play
 from distillrl.policies import ACTION
+from distillrl.records import ActionSpace, Group, Prediction, Spec
 from distillrl.settling import begin, settle
 from distillrl.states import Who
 
@@ -117,3 +123,49 @@ def test_the_student_sees_four_frames_and_the_teacher_its_own_stack():
     finally:
         state.drive.vector.close()
     assert students.make("cnn:rusu-7", setup.spec, torch.Generator(), see="group=obs, stack=4").body[0].shape == (4, 84, 84)
+
+
+class Reader:
+    """A rule that reads memory and remembers, as a user writes one."""
+
+    spec = Spec({"ram": Group((128,), "uint8", (), 0.0, 255.0)}, ActionSpace("discrete", n=6))
+    gives = frozenset({"action", "distribution"})
+    info: ClassVar = {"format": "a rule"}
+
+    def init(self, n):
+        return {"row": torch.zeros(n)}
+
+    def act(self, obs, memory, starts, wants=ACTION):
+        row = obs["ram"][:, 54].float()
+        logits = torch.nn.functional.one_hot((row > memory["row"]).long() * 2, 6) * 5.0
+        return Prediction(Categorical(logits)), {"row": row}
+
+
+def test_a_policy_of_ones_own_is_given_the_groups_that_it_names(tmp_path):
+    config = Config(
+        teacher="test_atari:Reader", env="ALE/Pong-v5", student="mlp:4", see="group=obs, resize=6", slots=2, env_steps=140,
+        until="none", select_episodes=1, verdict_episodes=1, max_episode_steps=10, backend="gymnasium:1",
+    )  # fmt: skip
+    run = distill(config=config, out=tmp_path / "run")
+    assert run.policy.spec.observations.keys() == {"obs"}
+    beside = evaluate(run.folder / "student.safetensors", "ALE/Pong-v5", "test_atari:Reader", episodes=1, max_episode_steps=10, backend="gymnasium:1")
+    assert beside["teacher"]["return"]["mean"] == run.verdict["teacher"]["return"]["mean"]
+    for word, says in (("test_atari:Reade", "did you mean"), ("test_atari:Spec", "without arguments"), ("no_such:Rule", "No module")):
+        with pytest.raises(DistillError, match=says):
+            settle(Config(teacher=word, slots=1), None, "ALE/Pong-v5")
+    with pytest.raises(DistillError, match="only obs"):
+        settle(Config(teacher="test_atari:Reader", slots=2, student="mlp:4"), None, "CartPole-v1")
+
+
+def test_games_that_begin_after_other_idle_steps_are_not_one_episode():
+    short = EnvOptions("ALE/Pong-v5", max_episode_steps=40)
+    first = Categorical(torch.eye(6)[0] * 9)
+
+    class Still(Reader):
+        spec = Spec({"obs": Group((1, 84, 84), "uint8", (), 0.0, 255.0)}, ActionSpace("discrete", n=6))
+
+        def act(self, obs, memory, starts, wants=ACTION):
+            return Prediction(Categorical(first.logits.expand(len(obs["obs"]), 6))), memory
+
+    assert not play(Still(), short, 6, Seeds(0, "verdict")).alike
+    assert play(Still(), EnvOptions("ALE/Pong-v5", {"noop_max": 0}, max_episode_steps=40), 3, Seeds(0, "verdict")).alike

@@ -43,7 +43,7 @@ class Episodes:
     success: np.ndarray | None = None
     """[episodes] 0 to 1; None where the environment doesn't tell."""
     alike: bool = False
-    """Whether the first episodes all began with the same observation."""
+    """Whether the first episodes all began alike, and stayed so for as long as the same was done in them."""
     same: np.ndarray | None = None
     """[episodes] steps in which the shadow would have done the same."""
 
@@ -124,7 +124,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     memory, shadow_memory = policy.init(n), shadow.init(n) if shadow is not None else {}
     same = np.zeros(episodes, dtype=np.int64)
     obs = _tensors(vector.reset(), spec)
-    alike = n > 1 and all(bool((x[1:] == x[:1]).all()) for x in obs.values())
+    alike = watched = n > 1 and _equal(obs)
     while bool((playing := index < episodes).any()):
         begin = torch.from_numpy(starts)
         if tell is not None:
@@ -137,6 +137,8 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         action = to_environment(played(prediction, sampled, generator), spec)
         new, reward, terminated, truncated = vector.step(action)
         obs = _tensors(new, spec)
+        if watched and (watched := bool((action[1:] == action[:1]).all() and not ended.any())):
+            alike = watched = _equal(obs)  # what differs after equal actions is chance, such as a game's idle steps before it begins
         starts = ended & playing
         gained += np.where(counted, reward, 0.0)
         taken += counted
@@ -153,6 +155,11 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     share = float(same.sum() / lengths.sum()) if shadow is not None else None
     told = success if np.isfinite(success).all() else None
     return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, told, alike, same if shadow is not None else None)
+
+
+def _equal(obs: Mapping[str, Tensor]) -> bool:
+    """Whether all slots see the same."""
+    return all(bool((x[1:] == x[:1]).all()) for x in obs.values())
 
 
 def following(vector: envs.Vector, index: np.ndarray, ended: np.ndarray) -> np.ndarray:
@@ -209,7 +216,7 @@ def verdict(
 ) -> dict[str, Any]:
     """Measure teacher, student and random policy on the same fresh seeds, as the ``verdict.json`` of every run has it.
 
-    Keys: agreement, paired (whether both played the same episodes), alike (whether all began with the same observation), retention and difference {value, low, high}, non_inferiority {shown, p, margin, episodes, needed,
+    Keys: agreement, paired (whether both played the same episodes), alike (whether all began alike and went on so while the same was done), retention and difference {value, low, high}, non_inferiority {shown, p, margin, episodes, needed,
     sentence}, probability_of_improvement (over the teacher), falls {episodes, seeds, teacher, of, more, sentence}: those
     that the student plays far worse on the same seed, notes, and for each of teacher, student and random: return
     and return_sampled {mean, low, high, median, iqm, cvar (of the worst 5 %), worst, success, episodes, few, returns},
@@ -231,7 +238,7 @@ def verdict(
     report: dict[str, Any] = {
         "agreement": measured["student"].likely.agreement if student is not None else None,
         "paired": None,
-        "alike": any(m.likely.alike for m in measured.values()),
+        "alike": all(m.likely.alike for name, m in measured.items() if name != "random" or len(measured) == 1),
         "retention": None,
         "difference": None,
         "non_inferiority": None,
@@ -352,16 +359,17 @@ def evaluate(
 
     began = time.perf_counter()
     wished = options or teachers.Options()
-    target = env
+    policy, teacher, target = teachers.named(policy), teachers.named(teacher), env
     if target is None and not callable(policy):
         target = teachers.load(policy, wished).info.get("environment")
     if target is None:
         raise Misconfigured("no environment was given, and the policy's file names none: --env takes an id such as LunarLander-v3")
     where = EnvOptions(target, dict(env_kwargs or {}), backend, max_episode_steps)
-    where = envs.shown(where, _own_student(policy))
+    asking = _own_student(teacher)
+    where = envs.shown(where, _own_student(policy), asking)
     vector = envs.make(where, envs.slots_of(where, 1), Seeds(seed, "dry"))
     spec = vector.spec
-    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in where.adds})
+    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in where.adds - set(asking.spec.observations if asking else ())})
     vector.close()
     where = replace(where, backend=envs.arrange(where, _slots(episodes)))
     wished = replace(wished, env=envs.name_of(where))

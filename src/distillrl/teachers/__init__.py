@@ -156,7 +156,12 @@ def named(source: Any) -> Any:
     from distillrl.teachers import owncode
 
     found = owncode.find(source, "teacher")
-    return found() if isinstance(found, type) else found
+    if not isinstance(found, type):
+        return found
+    try:
+        return found()
+    except TypeError as error:
+        raise Misconfigured(f"teacher {source!r}: {found.__name__} can't be made without arguments ({error}); name an object, or a function of observations") from None
 
 
 def _is_pair(source: Any) -> bool:
