@@ -270,7 +270,7 @@ def strange(
                     continue
                 except Exception as error:  # what an environment raises that can't render (no display, no such mode) is its own
                     pictures = False
-                    notes.append(f"the states come without pictures: {error}")
+                    notes.append(f"the states come without pictures: {error if isinstance(error, DistillError) else f'drawing them raised {type(error).__name__}: {error}'}")
             row["teacher_from_there"], _ = from_there(teacher, trace, s, options, seeds)
         except DistillError as error:
             notes.append(f"step {row['step']} of episode {row['episode']} can't be played again: {error}")
