@@ -217,6 +217,11 @@ def test_tasks_of_unlike_rewards_are_learnt_by_reward_alike(tmp_path):
     assert run.reached
 
 
+def test_a_student_may_see_less_than_all_tasks_groups(tmp_path):
+    run = distillrl.distill([steer(n=2), steer(n=3, flip=True)], UNLIKE, config=small(see="group=Line.obs+task", until="none", env_steps=600), out=tmp_path / "r")
+    assert set(students.build(*artifact.load(run.folder / "student.safetensors")).spec.observations) == {"Line.obs", "task"}
+
+
 def test_search_and_compress_are_for_one_task(tmp_path):
     from distillrl.search import search
 

@@ -86,6 +86,9 @@ def gather(
         parts["generalisation"] = lambda: generalisation.measure(
             student, master, options, hardest, episodes=GENERALISATION if full else 20, seed=seed, random_mean=foot
         )
+    if student.spec.tasks:
+        notes.append("robustness and generalisation are measured of one task's return, and this student plays several: the verdict has each task's figures")
+        parts = {name: parts[name] for name in ("costs", "fidelity")}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small networks are fastest so
     try:
