@@ -13,7 +13,7 @@ import distillrl
 from distillrl import artifact, envs, evaluation, exporting, students, tasks, taskwise, teachers
 from distillrl.config import Config
 from distillrl.envs import EnvOptions, Seeds
-from distillrl.errors import Failed, Misconfigured
+from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.policies import ACTION
 from distillrl.records import Spec
 from distillrl.targets.running import run as run_plan
@@ -210,6 +210,16 @@ def test_distral_learns_related_tasks_by_reward_and_keeps_what_they_share(tmp_pa
     assert set(student.spec.observations) == {"obs"}, "the shared policy doesn't know which task it plays"
     assert not any("column" in name for name in artifact.load(run.folder / "student.safetensors")[1])
     assert min(t["student"]["mean"] for t in run.verdict["tasks"]) > 400
+
+
+def test_without_a_teacher_the_reward_alone_is_learnt(tmp_path):
+    run = distillrl.distill(None, ALIKE, config=small(method="distral", env_steps=1500, until="none"), out=tmp_path / "r")
+    assert run.verdict["retention"] is None
+    assert run.verdict["teacher"] is None
+    assert [t["retention"] for t in run.verdict["tasks"]] == [None, None]
+    for changes, words in (({"until": "retention=0.9"}, "can't be measured without a teacher: --until return=400"), ({"method": "dagger"}, "no teacher was given.*--method ppo and distral"), ({"terms": "+nll: 1"}, "nll needs the teacher's `action`")):
+        with pytest.raises((Misconfigured, Missing), match=words):
+            distillrl.distill(None, ALIKE, config=small(**{"method": "distral", "until": "none", **changes}), out=tmp_path / "x")
 
 
 def test_tasks_of_unlike_rewards_are_learnt_by_reward_alike(tmp_path):

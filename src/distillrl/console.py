@@ -127,7 +127,8 @@ def _thinned(values: Sequence[float], most: int) -> list[float]:
 def _line(row: Mapping[str, Any], left: str) -> str:
     same = f"  agreement {row['agreement']:.3f}" if row.get("agreement") is not None else ""  # a phase by reward asks no teacher
     terms = "  ".join(f"{k[5:]} {v:.4f}" for k, v in sorted(row.items()) if k.startswith("term."))
-    reached = f"  return {_number(row['return.student'])} (teacher {_number(row['return.teacher'])})" if row.get("return.student") is not None else ""
+    teacher = f" (teacher {_number(row['return.teacher'])})" if row.get("return.teacher") is not None else ""
+    reached = f"  return {_number(row['return.student'])}{teacher}" if row.get("return.student") is not None else ""
     return f"round {row['round']:>4}  {row['env_steps']:>8,} steps  {row['steps_per_second']:>7,.0f}/s  {terms}{same}{reached}  {left} left"
 
 

@@ -367,7 +367,8 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
     }
     goal = configuration.aim(config.until)
     if goal is not None and not state.reached:
-        verdict["diagnosis"] = diagnosis.diagnose(setup, state) if setup.recording is None else offline.causes(setup, state)
+        found = offline.causes if setup.recording is not None else diagnosis.diagnose if not setup.alone else None
+        verdict["diagnosis"] = found(setup, state) if found is not None else []
     folder.write_verdict(verdict)
     state.dataset.storage.close()
     return Run(folder.path, Player(student), verdict, goal is None or state.reached)

@@ -235,7 +235,7 @@ METHODS: dict[str, Method] = {
     "qdagger": Method(qdagger, "QDagger", "Agarwal 2022, 2206.01626", "mixture with noise", "action; discrete actions only", "the student is to know Q-values, and go on by Q-learning"),
     "distillation-as-reward": Method(distillation_as_reward, "the teacher's opinion as reward", "Yang 2026, 2602.12125", "student", "distribution or q; for a box: distribution", "to reach past the teacher, with scale above 1"),
     "entropy-regularised": Method(entropy_regularised, "expected entropy regularised distillation", "Czarnecki 2019, 1902.02186", "student", "distribution or q; for a box: distribution", "where the student's own actions lead must count"),
-    "distral": Method(distral, "a policy for each task and one that they share", "Teh 2017, 1707.04175", "each task's own policy", "action; several tasks, discrete actions", "several related tasks are to be learnt by reward, and what they have in common is wanted"),
+    "distral": Method(distral, "a policy for each task and one that they share", "Teh 2017, 1707.04175", "each task's own policy", "nothing: its return alone is the measure; several tasks, discrete actions", "several related tasks are to be learnt by reward, and what they have in common is wanted"),
     "finetune": Method(finetune, "dagger, critic, then PPO", "Uchendu 2023, 2204.02372", "mixture, then student", "action", "the student is to go on by reward after it was distilled"),
     "ppo": Method(ppo, "PPO from scratch", "Schulman 2017, 1707.06347", "student", "nothing: its return alone is the measure", "to know what the teacher saves (report --scratch)"),
     "awr": Method(awr, "advantage-weighted regression", "Peng 2019, 1910.00177", "recorded play", "action; rewards in the recording", "recorded play is of mixed quality, and its rewards say which"),
@@ -243,6 +243,10 @@ METHODS: dict[str, Method] = {
     "percent-bc": Method(percent_bc, "percentage behaviour cloning", "Chen 2021, 2106.01345", "recorded play", "action; rewards in the recording", "some recorded episodes are good from beginning to end"),
     "on-policy": Method(on_policy, "on-policy distillation", "Czarnecki 2019, 1902.02186", "student", "action", "steps are cheap, memory is dear"),
 }
+
+
+WITHOUT_TEACHER = ("ppo", "distral")
+"""The methods that ask the teacher nothing, so that there may be none."""
 
 
 def expand(name: str, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:

@@ -15,6 +15,7 @@ from distillrl import (
     atari,
     choosing,
     envs,
+    evaluation,
     heads,
     inheriting,
     learn,
@@ -68,11 +69,13 @@ class Setup:
     """What is learnt from where nothing is driven; ``teacher`` is then whoever labels it."""
     other: Policy | None = None
     """With a recording: the teacher that was named, if one was."""
+    alone: bool = False
+    """Whether there is no teacher, and all is learnt by reward; ``teacher`` then stands in its place and gives nothing."""
 
     @property
     def judge(self) -> Policy | None:
         """The teacher that the student is compared with."""
-        return self.teacher if self.recording is None else self.other
+        return self.teacher if self.recording is None and not self.alone else self.other
 
     @property
     def plays(self) -> bool:
@@ -132,7 +135,7 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     if config.data is not None:
         return _settle_recorded(config, source, env, student)
     if source is None:
-        raise Misconfigured("no teacher was given: distillrl distill TEACHER --env ENVIRONMENT")
+        _refuse_alone(config)
     wished = teachers.options_of(config)
     target = env if env is not None else config.env
     if isinstance(target, list | tuple) and all(isinstance(t, str) for t in target):
@@ -152,7 +155,7 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     config = _shared_out(config, spec)
     config = replace(config, see=_student_sees(config, spec, adds, options))
     own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds - own_words}) if not config.teacher_sees else spec
-    policy = teachers.load(source, replace(wished, env=envs.name_of(options)), own)
+    policy = _nobody(spec) if source is None else teachers.load(source, replace(wished, env=envs.name_of(options)), own)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))
     grown = students.grown(config.student, student)
@@ -164,7 +167,23 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     sense = getattr(policy, "sense", None)
     seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
-    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes, student or students.of_the_user(config.student))
+    return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes, student or students.of_the_user(config.student), alone=source is None)
+
+
+def _refuse_alone(config: Config) -> None:
+    """Raise Misconfigured unless the run needs no teacher."""
+    goal = configuration.aim(config.until)
+    if config.method not in methods.WITHOUT_TEACHER:
+        raise Misconfigured(f"no teacher was given: distillrl distill TEACHER --env ENVIRONMENT; by the reward alone learn --method {' and '.join(methods.WITHOUT_TEACHER)}")
+    if goal is not None and goal[0] != "return":
+        raise Misconfigured(f"--until {config.until} can't be measured without a teacher: --until return=400, or none, is right")
+
+
+def _nobody(spec: Spec) -> Policy:
+    """In a teacher's place where there is none: it acts at random, and gives no objective anything."""
+    made = evaluation.Random(spec, torch.Generator())
+    made.gives = frozenset()
+    return made
 
 
 def _shared_out(config: Config, spec: Spec) -> Config:
