@@ -108,3 +108,24 @@ def test_places_of_several_vectors_are_named():
     assert see("pick=policy:2", x, TWO)["policy"].tolist() == [[2]]
     with pytest.raises(Misconfigured, match="NAME:"):
         seeing.parse("pick=2", TWO)
+
+
+@pytest.mark.parametrize("widths", [(3, 5), (4, 4)])
+def test_statistics_stay_with_their_group_whatever_its_place(widths, tmp_path):
+    """A dict observation need not come in alphabetical order, and an artifact's header does (EnvPool's quadrupeds: state, privileged_state)."""
+    from distillrl import artifact, students
+    from distillrl.records import ActionSpace, Spec
+    from distillrl.senses import Normalise
+
+    first, second = widths
+    spec = Spec({"state": Group((first,), "float32"), "privileged": Group((second,), "float32")}, ActionSpace("discrete", n=3))
+    student = students.make("mlp:4", spec, torch.Generator().manual_seed(0))
+    moments = {"state": (torch.full((first,), 5.0), torch.full((first,), 4.0)), "privileged": (torch.full((second,), -1.0), torch.full((second,), 9.0))}
+    student.sense = student.sense.with_step(Normalise.from_moments(moments))
+    obs = {"state": torch.full((1, first), 7.0), "privileged": torch.full((1, second), 2.0)}
+    assert all(torch.allclose(x, torch.ones_like(x)) for x in student.sense(obs, {}, None)[0].values())
+    path = tmp_path / "s.safetensors"
+    artifact.write_bytes(path, artifact.dumps(student.header(), student.artifact_tensors()))
+    again = students.build(*artifact.load(path))
+    x = {name: torch.randn(6, *group.shape) for name, group in spec.observations.items()}
+    assert torch.equal(again.act(x, {}, None)[0].action.logits, student.act(x, {}, None)[0].action.logits)

@@ -127,7 +127,7 @@ class Normalise(nn.Module):
 
     def __init__(self, shapes: Mapping[str, Iterable[int]], clip: float = 10.0, dtype: str = "float32") -> None:
         super().__init__()
-        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.shapes = {name: tuple(shapes[name]) for name in sorted(shapes)}  # as an artifact's header has them: its tensors are numbered so
         self.clip, self.dtype = float(clip), dtype
         for i, shape in enumerate(self.shapes.values()):
             self.register_buffer(f"scale{i}", torch.ones(shape, dtype=getattr(torch, dtype)))
@@ -139,7 +139,8 @@ class Normalise(nn.Module):
     ) -> Normalise:
         """From {group: (mean, variance)}; SB3's VecNormalize formula, clip((x − mean) / √(variance + ε))."""
         step = Normalise({name: tuple(mean.shape) for name, (mean, _) in moments.items()}, clip, dtype)
-        for i, (mean, variance) in enumerate(moments.values()):
+        for i, name in enumerate(step.shapes):
+            mean, variance = moments[name]
             scale = 1 / (variance.double() + epsilon).sqrt()
             getattr(step, f"scale{i}").copy_(scale)
             getattr(step, f"shift{i}").copy_(-mean.double() * scale)
