@@ -66,6 +66,8 @@ def test_check_tells_a_wrong_export(tmp_path):
     assert found.clear_disagreements >= 290
     assert found.exported.value < 50
     assert not found.same_return
+    assert not found.same
+    assert "NOT the policy" in found.sentences()[-1]
 
 
 def test_a_box_is_compared_by_its_components(tmp_path):
@@ -190,8 +192,9 @@ def test_the_command_checks_in_the_environment_as_it_is_asked_for(tmp_path):
     ask = ["export", str(tmp_path / "s.safetensors"), "--to", "python", "--out", str(tmp_path / "out"), "--max-episode-steps", "30", "--episodes", "2", "--states", "50"]
     done = CliRunner().invoke(main, [*ask, "--check", "CartPole-v1"])
     assert done.exit_code == 0, done.output
-    assert "value=30.0" in done.output
+    assert "return 30.00 (30.00 to 30.00) as played by the export" in done.output
+    assert "the export is the policy" in done.output
     done = CliRunner().invoke(main, ask, standalone_mode=False)
     assert "name it with --env" in str(done.exception)
     done = CliRunner().invoke(main, [*ask, "--check", "CartPole-v1", "--env-kwargs", "sutton_barto_reward=true"])
-    assert "value=30.0" not in done.output
+    assert "return 30.00" not in done.output

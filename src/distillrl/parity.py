@@ -45,8 +45,32 @@ class Check:
 
     @property
     def same_return(self) -> bool:
-        """Whether the interval of the difference holds 0 (true where no return was measured)."""
-        return self.difference is None or self.difference.low <= 0 <= self.difference.high
+        """Whether the interval of the difference holds 0, or the difference is one of float32's last digits (true where no return was measured)."""
+        if self.difference is None or self.policy is None:
+            return True
+        return self.difference.low <= 0 <= self.difference.high or abs(self.difference.value) <= NOISE * max(1.0, abs(self.policy.value))
+
+    @property
+    def same(self) -> bool:
+        """Whether what was exported is the policy still: it earns as much, and outside of int8 no clear choice differs."""
+        return self.same_return and (self.to == "c-int8" or self.clear_disagreements == 0)
+
+    def sentences(self) -> list[str]:
+        """What was found, in words."""
+        errors = [f"of {what} {value:.1e}" for what, value in (("a logit, mean or Q-value", self.raw_error), ("an action", self.action_error)) if value is not None]
+        clear = "" if self.action_error is not None else f", {self.clear_disagreements} of the others where the two best differ by more than {CLEAR:g}"
+        said = [f"agreement {self.agreement:.2%} of {self.states:,} visited states{clear}" + (f"; greatest error {', '.join(errors)}" if errors else "")]
+        if self.exported is not None and self.policy is not None and self.difference is not None:
+            said.append(f"return {_told(self.exported)} as played by the export, {_told(self.policy)} by the policy; difference on the same episodes {_told(self.difference)}")
+        return [*said, "the export is the policy" if self.same else "the export is NOT the policy: " + ("its return differs" if not self.same_return else "clear choices differ")]
+
+
+NOISE = 1e-4
+"""A share of the return: less is no difference, but the sum of float32's last digits."""
+
+
+def _told(value: stats.Interval) -> str:
+    return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
 
 
 class Shadowed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -202,7 +201,14 @@ def _told(made: Compression | Found, sentences: list[str]) -> int:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the episodes of --check.")
 @with_options(TEACHER_OPTIONS)
 def export(policy: str, target: str, out: str, name: str, env: str | None, sampled: bool, check_env: str | None, episodes: int, states: int, env_kwargs: dict[str, Any] | None, max_episode_steps: int | None, seed: int, format_: str | None, model: str | None, vecnormalize: str | None, teacher_sees: str | None, concurrency: int | None, trust: bool | None) -> int:
-    """Write POLICY, a student or a teacher, as what runs in the product."""
+    """Write POLICY, a student or a teacher, as what runs in the product.
+
+    \b
+    distillrl export student.safetensors --to c --out out/
+    distillrl export teacher.zip --to onnx --check LunarLander-v3
+
+    Exit code 0; 1: what was exported isn't the policy (--check); 2: something was wrong, in a sentence.
+    """  # noqa: D301  # click's own mark of lines that stay as they are: it must be the character itself
     from distillrl.envs import EnvOptions
     from distillrl.exporting import export as work
     from distillrl.exporting import known
@@ -227,6 +233,7 @@ def export(policy: str, target: str, out: str, name: str, env: str | None, sampl
         from distillrl.parity import check
 
         found = check(exported, loaded, where(check_env), states=states, episodes=episodes, seed=seed)
-        for field in dataclasses.fields(found):
-            click.echo(f"{field.name}: {getattr(found, field.name)}")
+        for sentence in found.sentences():
+            click.echo(sentence)
+        return 0 if found.same else 1
     return 0
