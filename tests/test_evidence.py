@@ -381,6 +381,12 @@ def test_time_that_runs_out_leaves_out_and_says_what():
     assert "sticky actions 0.5" in found["left_out"]
 
 
+def test_physics_that_a_user_gives_is_measured_first():
+    mine = physics.Change("Sides", "flip", (-1.0, 1.0), 1.0, way="kwarg", target="flip")
+    found = robustness.measure(sides(), sides(), SIDES, episodes=2, physics=(*physics.PHYSICS, mine), seconds=0.0)
+    assert [c["name"] for c in found["curves"]] == ["physics: flip"]
+
+
 def test_physics_that_breaks_the_environment_is_a_note():
     change = physics.Change("Sides", "nothing", (1.0,), 0.0, target="nothing_here")
     found = robustness.measure(sides(), sides(), SIDES, episodes=2, levels={}, physics=(change,))

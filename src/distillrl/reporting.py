@@ -34,7 +34,7 @@ def report(
 ) -> Path:
     """Write the page of a run (by default ``report.html`` in its folder) and return its path.
 
-    ``measure``: "quick" measures fidelity and robustness for some seconds where that wasn't done before (or ``unseen`` is
+    ``measure``: "quick" measures fidelity and robustness for some seconds where that wasn't done before (or ``unseen`` or ``physics`` is
     given), "full" all of it anew, "none" nothing. ``margin``: how much worse than its teacher a student may be, in shares of the teacher's
     return above random play. ``teacher``, ``env``, ``unseen``, ``physics``: see ``evidence.gather``. ``scratch``: train the same
     student from scratch too, by the reward alone, for so many times its environment steps at most (``show`` is told as in ``distill``). What is missing or
@@ -50,7 +50,7 @@ def report(
     template = _template()
     run = read(run_folder)
     trouble: tuple[str, ...] = ()
-    if measure == "full" or (measure == "quick" and (not run.evidence or unseen) and run.digest is not None):
+    if measure == "full" or (measure == "quick" and (not run.evidence or unseen or physics is not PHYSICS) and run.digest is not None):
         from distillrl.evidence import gather
 
         try:

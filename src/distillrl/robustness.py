@@ -139,8 +139,12 @@ def observation_scale(policy: Policy, options: EnvOptions, seed: int, ticks: int
 
 
 def _conditions(options: EnvOptions, levels: Mapping[str, tuple[float, ...]], physics: tuple[Change, ...]) -> Iterator[_Condition]:
-    """The first level of every disturbance, then the second of every, …"""
-    changes = changes_for(options, physics)
+    """The first level of every disturbance, then the second of every, …; physics that a user has given before all else."""
+    known = changes_for(options, physics)
+    own, changes = [c for c in known if c not in PHYSICS], [c for c in known if c in PHYSICS]
+    for change in own:
+        for value in change.values:
+            yield _Condition(f"physics: {change.name}", change.unit, value, change.usual, change)
     for turn in range(max([len(v) for v in levels.values()] + [len(c.values) for c in changes], default=0)):
         for kind, values in levels.items():
             if turn < len(values):
