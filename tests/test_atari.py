@@ -5,10 +5,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("ale_py")
 
-from distillrl import atari, envs, students
+from distillrl import atari, envs, students, teachers
 from distillrl.actions import Categorical
 from distillrl.config import Config
 from distillrl.distillation import distill
@@ -169,3 +170,20 @@ def test_games_that_begin_after_other_idle_steps_are_not_one_episode():
 
     assert not play(Still(), short, 6, Seeds(0, "verdict")).alike
     assert play(Still(), EnvOptions("ALE/Pong-v5", {"noop_max": 0}, max_episode_steps=40), 3, Seeds(0, "verdict")).alike
+
+
+def test_bare_weights_that_take_four_frames_see_the_last_four(tmp_path):
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()]
+    agent = nn.ModuleDict({"network": nn.Sequential(*convolutions, nn.Linear(3136, 512), nn.ReLU()), "actor": nn.Linear(512, 6), "critic": nn.Linear(512, 1)})
+    torch.save(agent.state_dict(), tmp_path / "agent.pt")
+    spec = Spec({"obs": Group((1, 84, 84), "uint8", (), 0.0, 255.0)}, ActionSpace("discrete", n=6))
+    policy = teachers.load(tmp_path / "agent.pt", teachers.Options(env="ALE/Pong-v5"), spec)
+    assert not envs.differences(policy.spec, spec)
+    memory, frames = policy.init(2), torch.randint(0, 256, (6, 2, 1, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for t, frame in enumerate(frames):
+        mine, memory = policy.act({"obs": frame}, memory, torch.tensor([t == 0, t in (0, 3)]))
+        begins = torch.tensor([0, 0 if t < 3 else 3])
+        stack = torch.stack([torch.cat([frames[i, n] if i >= begins[n] else torch.zeros_like(frame[0]) for i in range(t - 3, t + 1)]) for n in range(2)])
+        want = agent["actor"](agent["network"](stack.float() / 255))
+        assert torch.allclose(mine.action.logits.log_softmax(-1), want.log_softmax(-1), atol=1e-4)

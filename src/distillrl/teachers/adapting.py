@@ -15,7 +15,7 @@ from torch import Tensor
 from distillrl.records import Group, Spec
 from distillrl.senses import ChannelsFirst, Normalise, Sense, Stack
 from distillrl.students.networks import Network
-from distillrl.teachers import environments
+from distillrl.teachers import environments, framed
 from distillrl.teachers.environments import GOAL
 from distillrl.wrapping import First, Join, RemainingTime
 
@@ -30,7 +30,7 @@ def fit(policy: Any, spec: Spec, env: str | None = None) -> Any:
     What still differs afterwards is for ``envs.differences`` to say.
     """
     if not isinstance(policy, Network):
-        return policy
+        return framed.fit(policy, spec)
     joined = bool((policy.info.get("wrappers") or {}).get("goal")) and list(policy.spec.observations) == ["obs"]
     if not (set(GOAL) if joined else set(policy.spec.observations)) <= set(spec.observations):
         return policy

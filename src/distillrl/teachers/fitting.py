@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,7 +86,9 @@ def see(inputs: Shapes, spec: Spec | None, sees: str | None, who: str) -> Seen:
         if name not in chosen:
             chosen[name] = _found(name, shape, spec, len(inputs), who, notes)
     used = [g for groups in chosen.values() for g in groups]
-    return Seen(chosen, {g: spec.observations[g] for g in spec.observations if g in used}, tuple(notes))
+    seen = {g: spec.observations[g] for g in spec.observations if g in used}
+    stacked = {groups[0]: inputs[name][0] for name, groups in chosen.items() if len(groups) == 1 and frames(spec.observations[groups[0]], inputs[name][0])}
+    return Seen(chosen, {**seen, **{g: replace(seen[g], shape=shape) for g, shape in stacked.items()}}, tuple(notes))
 
 
 def _group(shape: tuple[int, ...], dtype: torch.dtype) -> Group:
@@ -99,6 +101,12 @@ def _numbers(shape: tuple[int, ...]) -> int:
 
 def _width(group: Group) -> int:
     return _numbers(group.shape)
+
+
+def frames(group: Group, shape: tuple[int, ...]) -> bool:
+    """Whether an input [k·C, H, W] is the last k of a group's images [C, H, W], which ``teachers.fit`` then stacks."""
+    image = group.shape
+    return len(image) == len(shape) == 3 and image[1:] == shape[1:] and image[0] < shape[0] <= 16 * image[0] and shape[0] % image[0] == 0
 
 
 def _said(inputs: Shapes, spec: Spec, sees: str | None, who: str) -> dict[str, tuple[str, ...]]:
@@ -145,6 +153,8 @@ def _found(name: str, shape: tuple[int, ...], spec: Spec, inputs: int, who: str,
         return (fits[0],)
     if len(fits) > 1:
         raise Misconfigured(f"{who} takes {_numbers(shape)} numbers, and the groups {', '.join(fits)} all have them: say which with --teacher-sees NAME")
+    if len(stacks := [g for g, group in groups.items() if frames(group, shape)]) == 1:
+        return (stacks[0],)
     if inputs == 1 and sum(_width(g) for g in groups.values()) == _numbers(shape):
         notes.append(f"it sees all groups joined in the order {', '.join(sorted(groups))}")
         return tuple(sorted(groups))
