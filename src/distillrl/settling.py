@@ -140,7 +140,7 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     target = env if env is not None else config.env
     if isinstance(target, list | tuple) and all(isinstance(t, str) for t in target):
         target = ",".join(target)
-    if target is None and not callable(source):
+    if target is None and source is not None and not callable(source):
         target = teachers.load(source, wished).info.get("environment")
     if target is None:
         raise Misconfigured("no environment was given, and the teacher's file names none: --env takes an id such as LunarLander-v3")
