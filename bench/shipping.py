@@ -1,6 +1,6 @@
 """The figures of docs/shipping.md: latency, size, and what each export earns when it plays; written between the page's markers.
 
-    PYTHONPATH=src python bench/shipping.py                 # ten minutes; --quick for a look, printed only
+    PYTHONPATH=src python bench/shipping.py                 # ten minutes; --quick for a look, printed only; --part latency for one of three
 
 Teachers are ../shared/teachers/*.zip; students are mlp:16x16 of LunarLander distilled here in half a minute.
 """
@@ -96,32 +96,43 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {len(names)} cores, {compiler}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
+PARTS = ("latency", "size", "earns")
+
+
 def main() -> None:
-    """Measure, and write the page."""
+    """Measure, and write the page; a part that isn't asked for stays as it was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds and episodes; print, and leave the page")
-    parser.add_argument("--sb3", default=str(Path(__file__).parents[2] / "venvs" / "sb3" / "bin" / "python"))
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be repeated")
+    parser.add_argument("--rounds", type=int, default=30, help="of the latencies")
+    parser.add_argument("--sb3", default=sys.executable, help="a Python that has stable-baselines3")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    wanted = given.part or PARTS
     states, episodes = (1000, 3) if given.quick else (10_000, 30)
+    made = {}
     with tempfile.TemporaryDirectory() as folder:
-        table = latency.measure(3 if given.quick else 30, given.sb3)
-        node = latency.node_latency(5)
-        if node is not None:
-            table["export js, node"] = {"64x64": node}
-        sections = [
-            f"Machine: {machine()}.",
-            "### Latency\n\nThe least of many rounds, contenders in turns, one thread.\n\n" + latency.printed(table),
-            "### Size\n\n" + sizes(Path(folder)),
-            f"### What the exports earn\n\nAt least {states:,} states that the policy visits; then {episodes} episodes played by each, on the same seeds. The error is of a logit, or of a box action.\n\n"
-            + played(Path(folder), states, episodes, 5 if given.quick else 30),
-        ]
-    text = "\n\n".join(sections)
-    print(text)
+        if "latency" in wanted:
+            table = latency.measure(3 if given.quick else given.rounds, given.sb3)
+            node = latency.node_latency(5)
+            if node is not None:
+                table["export js, node"] = {"64x64": node}
+            made["Latency"] = f"Machine: {machine()}. The least of many rounds, contenders in turns, one thread.\n\n" + latency.printed(table)
+        if "size" in wanted:
+            made["Size"] = sizes(Path(folder))
+        if "earns" in wanted:
+            made["What the exports earn"] = (
+                f"At least {states:,} states that the policy visits; then {episodes} episodes played by each, on the same seeds. The error is of a logit, or of a box action.\n\n"
+                + played(Path(folder), states, episodes, 5 if given.quick else 30)
+            )
+    print("\n\n".join(f"### {heading}\n\n{text}" for heading, text in made.items()))
     if not given.quick:
         page = PAGE.read_text(encoding="utf-8")
-        start, end = page.index("<!-- figures -->") + len("<!-- figures -->"), page.index("<!-- end -->")
-        PAGE.write_text(f"{page[:start]}\n{text}\n{page[end:]}", encoding="utf-8")
+        for heading, text in made.items():
+            start = page.index(f"### {heading}\n") + len(f"### {heading}\n")
+            end = min(i for i in (page.find("\n### ", start), page.index("<!-- end -->")) if i >= 0)
+            page = f"{page[:start]}\n{text}\n{page[end:]}"
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
