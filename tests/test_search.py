@@ -207,6 +207,7 @@ def test_the_smallest_that_holds_is_an_ordinary_run(tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "one").iterdir()} >= {"config.toml", "metrics.jsonl", "student.safetensors", "verdict.json"}
     student = students.build(*artifact.load(tmp_path / "one" / "student.safetensors"))
     assert student.family == one.verdict["student_family"]
+    assert one.verdict["seconds"]["work"] > 0
     found(tmp_path / "two")
     assert (tmp_path / "one" / "student.safetensors").read_bytes() == (tmp_path / "two" / "student.safetensors").read_bytes()
 

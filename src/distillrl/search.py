@@ -97,7 +97,6 @@ def _nothing(metrics: Mapping[str, Any]) -> None:
 
 
 def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, episodes: int, out: str | Path | None, resumed: Folder | None, show: Show) -> Found:
-    began = time.perf_counter()
     refuse_several(setup.spec, "search")
     if len(setup.config.phase) > 1:
         raise Misconfigured(f"search trains by one phase, but the method {setup.config.method} has {len(setup.config.phase)}: dagger and on-policy have one")
@@ -120,7 +119,7 @@ def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, ep
         if not state.ended:
             _write(race, limits, None)
             raise KeyboardInterrupt(f"interrupted at {state.progress.env_steps:,} steps; what was measured so far is in {folder.path / 'frontier.json'}; go on with: distillrl search --resume {folder.path}")
-        return _close(race, limits, began)
+        return _close(race, limits)
     finally:
         state.drive.vector.close()
 
@@ -154,6 +153,7 @@ def _run(race: Race, interrupt: Interrupt) -> None:
             looked = time.perf_counter()
             _look(race, bool(over))
             race.looking += time.perf_counter() - looked
+            state.seconds = before + time.perf_counter() - began
             race.next_look = max(2 * race.next_look, state.progress.env_steps + 1)
         state.progress = replace(state.progress, round=state.progress.round + 1)
         if over:
@@ -281,9 +281,9 @@ def _verdict(race: Race, student: Any, entry: Entry) -> dict[str, Any]:
     return evaluation.verdict(setup.options, setup.spec, VERDICT_EPISODES, setup.config.seed, student=student, teacher=setup.teacher, sizes=sizes)
 
 
-def _close(race: Race, limits: Limits, began: float) -> Found:
+def _close(race: Race, limits: Limits) -> Found:
     """The smallest that passed, as a run folder with its verdict; the frontier beside it."""
-    work = race.state.seconds or time.perf_counter() - began
+    work = race.state.seconds
     found = _confirmed(race)
     rows = _write(race, limits, found[0] if found is not None else None)
     if found is None:
