@@ -14,6 +14,7 @@ from distillrl.actions import Categorical, Deterministic
 from distillrl.errors import Misconfigured, Missing
 from distillrl.methods import METHODS
 from distillrl.records import ActionSpace, Group, Prediction, Spec
+from distillrl.runs import Folder
 
 FEATURES = {"fitnets", "actor-mimic"}
 DISCRETE = {"qdagger"}
@@ -100,11 +101,18 @@ def test_the_table_is_whole_and_printed():
     assert [set(row) for row in json.loads(shown)] == [{"name", "title", "paper", "driver", "needs", "when"}] * len(METHODS)
 
 
+def read_phases(folder):
+    return Folder.open(folder).read_config().phase
+
+
 def test_finetuning_trains_the_critic_before_the_policy(tmp_path):
     result = run(tmp_path, method="finetune", until="none", env_steps=10_000, **QUICK)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     phases = [line["phase"] for line in lines]
     assert sorted(set(phases)) == [0, 1, 2]
+    assert phases.count(1) <= 10
+    warm, after = read_phases(result.folder)[1:]
+    assert (warm.gamma, warm.lam) == (after.gamma, after.lam), "the critic learns what the policy's advantages are made of"
     critic = [line["term.return_mse"] for line in lines if line["phase"] == 1]
     assert critic[-1] < critic[0]
     assert lines[0]["labels"] > 0
