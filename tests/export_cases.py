@@ -9,9 +9,10 @@ from torch import nn
 from distillrl import calibration, students
 from distillrl.actions import Head
 from distillrl.filters import Choose, Clip
+from distillrl.normalising import Normalise
 from distillrl.packing import Form
 from distillrl.records import ActionSpace, Group, Spec
-from distillrl.senses import ChannelsFirst, Normalise, OneHot, Scale, Sense, Stack
+from distillrl.senses import ChannelsFirst, OneHot, Scale, Sense, Stack
 from distillrl.students import compact
 from distillrl.students.cnn import Image, Residual
 from distillrl.students.fitted import Fitted

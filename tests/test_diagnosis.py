@@ -11,8 +11,8 @@ from test_distillation import Corridor, small, steer
 from distillrl import diagnosis
 from distillrl.actions import Categorical
 from distillrl.config import Phase
+from distillrl.normalising import Normalise
 from distillrl.records import Prediction, Progress
-from distillrl.senses import Normalise
 from distillrl.settling import begin, settle
 
 FULL = {"teacher": -5.0, "random": -20.0, "apart": 1.0}

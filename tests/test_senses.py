@@ -1,12 +1,21 @@
 """What a policy sees: the words, the steps, and that nothing leaks."""
 
+import dataclasses
+import signal
+
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
+import distillrl
 from distillrl import seeing, students
+from distillrl.config import Config
 from distillrl.errors import Misconfigured
+from distillrl.normalising import Normalise
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.senses import Sense
 
@@ -95,7 +104,7 @@ def test_a_sense_comes_back_from_its_json(text):
     ("text", "word"),
     [
         ("dorp=2", "drop"), ("drop=9", "0 to 7"), ("drop=0-7", "nothing is left"), ("pick=", "pick=0,1,4-7"), ("stack=1", "2 to 64"),
-        ("group=polcy", "there is no"), ("clip=x", "number"), ("clip=nan", "number"), ("", "unknown step"), ("normalise=3", "normalise"), ("pick=3-1", "range"), ("5", "unknown step"),
+        ("group=polcy", "there is no"), ("clip=x", "number"), ("clip=nan", "number"), ("", "unknown step"), ("normalise=3", "running"), ("pick=3-1", "range"), ("5", "unknown step"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(text, word):
@@ -115,7 +124,6 @@ def test_statistics_stay_with_their_group_whatever_its_place(widths, tmp_path):
     """A dict observation need not come in alphabetical order, and an artifact's header does (EnvPool's quadrupeds: state, privileged_state)."""
     from distillrl import artifact, students
     from distillrl.records import ActionSpace, Spec
-    from distillrl.senses import Normalise
 
     first, second = widths
     spec = Spec({"state": Group((first,), "float32"), "privileged": Group((second,), "float32")}, ActionSpace("discrete", n=3))
@@ -129,3 +137,58 @@ def test_statistics_stay_with_their_group_whatever_its_place(widths, tmp_path):
     again = students.build(*artifact.load(path))
     x = {name: torch.randn(6, *group.shape) for name, group in spec.observations.items()}
     assert torch.equal(again.act(x, {}, None)[0].action.logits, student.act(x, {}, None)[0].action.logits)
+
+
+def test_a_running_normaliser_has_the_moments_of_all_that_was_seen():
+    step = Normalise({"obs": (8,)}, running=True)
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3 + 5
+    for part in (x[:40], x[40:250], x[250:]):
+        step.follow({"obs": (part.mean(0), part.var(0, correction=0))}, len(part))
+    seen = step({"obs": x.float()}, {}, None)["obs"]
+    assert torch.allclose(step.mean0, x.mean(0))
+    assert torch.allclose(step.variance0, x.var(0, correction=0))
+    assert torch.allclose(seen, ((x - x.mean(0)) / x.std(0, correction=0)).float(), atol=1e-5)
+
+
+class Drifting(gymnasium.Env):
+    """The right hand is that of the number's sign; late episodes are far from the first ones' numbers."""
+
+    def __init__(self):
+        self.observation_space, self.action_space = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._obs(), {}
+
+    def step(self, action):
+        reward, self.t = float(int(action) == int(self.obs[0] > 0)), self.t + 1
+        return self._obs(), reward, False, self.t >= 12, {}
+
+    def _obs(self):
+        self.obs = np.array([self.np_random.uniform(-1, 1), self.np_random.normal(100, 3), self.t], np.float32)
+        return self.obs
+
+
+def rightly(obs):
+    return torch.cat([-9 * obs[:, :1], 9 * obs[:, :1]], -1)
+
+
+def test_a_run_with_a_running_normaliser_resumes_to_the_same_bytes_and_its_statistics_grew(tmp_path):
+    settings = Config(student="mlp:8", slots=4, env_steps=1200, see="drop=2, normalise=running", until="none", verdict_episodes=4, select_episodes=4, checkpoint_seconds=0)
+    whole = distillrl.distill(rightly, Drifting, config=settings, out=tmp_path / "a")
+
+    def interrupt(shown):
+        if shown.get("round") == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        distillrl.distill(rightly, Drifting, config=settings, out=tmp_path / "b", show=interrupt)
+    distillrl.distill(rightly, Drifting, resume=tmp_path / "b")
+    one, two = ((tmp_path / name / "student.safetensors").read_bytes() for name in "ab")
+    assert one == two
+    step = whole.policy.policy.sense.steps[-1]
+    assert float(step.count) > 800
+    assert abs(float(step.mean0[1]) - 100) < 1
+    with pytest.raises(Misconfigured, match="plain numbers"):
+        distillrl.distill(rightly, Drifting, config=dataclasses.replace(settings, student="tree:leaves=4"), out=tmp_path / "c")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from distillrl import envs, learn
 from distillrl.envs import Seeds
+from distillrl.normalising import Normalise
 from distillrl.policies import ACTION, Policy, agreement, flatten
 from distillrl.records import Prediction, Rollout, over_states
-from distillrl.senses import Normalise
 from distillrl.settling import Setup, State, generator
 from distillrl.states import Drive, Who
 from distillrl.teachers.environments import shortfall

@@ -29,6 +29,7 @@ from distillrl import (
     learn,
     offline,
     phases,
+    seeing,
     students,
     teachers,
 )
@@ -211,6 +212,8 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
             rollout = _enriched(setup, state, phase, rollout, drive, playing)
         if state.progress.round == 0 and setup.config.init is None and setup.config.inherit is None:
             _normalise(setup, state, rollout)
+        elif seeing.running(setup.config.see) and setup.recording is None:
+            students.follow([copy for learner in (state.gradient, *state.committee) for copy in learner.copies()], rollout)
         collected = time.perf_counter()
         noticed: dict[str, Any] = {}
         if state.progress.round == 0 and bool((rollout.labelled | ~rollout.valid).all()):
@@ -281,7 +284,8 @@ def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
     """Measure the student's normaliser from the first rollout, and make the learner anew around it."""
     moments = students.moments(state.student, rollout)
     if moments:
-        state.student.sense = students.normalised(state.student, moments)
+        count = int(rollout.valid.sum()) if seeing.running(setup.config.see) else 0
+        state.student.sense = students.normalised(state.student, moments, count)
         enter_phase(setup, state, state.progress.phase)
 
 

@@ -125,6 +125,10 @@ class Gradient:
             metrics.update(self._shares(dataset, weights, progress))
         return metrics | self.balance.metrics()
 
+    def copies(self) -> tuple[Any, ...]:
+        """The student, and the copies of it that follow it: all that a running normaliser is part of."""
+        return tuple({id(p): p for p in (self.student, self.averaged, self._target) if p is not None}.values())
+
     def try_out(self, batch: Batch, progress: Progress) -> None:
         """One forward and backward of every term, nothing stepped: a wrong combination fails here, with a sentence."""
         prediction = self._predict(batch)

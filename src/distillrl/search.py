@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import distillrl
-from distillrl import artifact, envs, evaluation, frontier, pausing, racing, students, weights
+from distillrl import artifact, envs, evaluation, frontier, pausing, racing, seeing, students, weights
 from distillrl import config as configuration
 from distillrl.cohort import seated
 from distillrl.config import Config
@@ -126,6 +126,8 @@ def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, ep
 
 def _entered(setup: Setup, state: State, words: tuple[str, ...], limits: Limits, known: Mapping[str, Mapping[str, float]]) -> list[Entry]:
     """An untrained student of each size, with what it costs (as ``known`` from before, or measured); those beyond the limits don't begin."""
+    if seeing.running(setup.config.see):
+        raise Misconfigured(f"--see {setup.config.see!r}: students that are searched for see through one normaliser, measured once; leave normalise=running out")
     head = getattr(getattr(state.student, "head", None), "kind", None)
     entries = []
     for word in words:

@@ -27,7 +27,9 @@ EXAMPLE = (
 )
 RENDER = "render"
 """The group that any environment gives that can draw itself: its picture of this moment, where someone reads it."""
-_BARE = {"normalise", "grey", RENDER}
+_BARE = {"grey", RENDER}
+_EITHER = {"normalise"}
+"""Words that stand alone or with a value."""
 
 
 def split(text: str) -> list[tuple[str, str]]:
@@ -41,7 +43,7 @@ def split(text: str) -> list[tuple[str, str]]:
         word = word.strip()
         if word not in _WORDS:
             raise Misconfigured(f"--see {text!r}: unknown step {word!r}{nearest(word, _WORDS)}; write it as {EXAMPLE}")
-        if bool(equals) != (word not in _BARE) or bool(value.strip()) != bool(equals):
+        if (word not in _EITHER and bool(equals) != (word not in _BARE)) or bool(value.strip()) != bool(equals):
             raise Misconfigured(f"--see {text!r}: {part.strip()!r} was given; {_WORDS[word][1]} is right")
         parts.append([word, value.strip()])
     return [(word, value) for word, value in parts]
@@ -50,8 +52,8 @@ def split(text: str) -> list[tuple[str, str]]:
 def parse(text: str, observations: Mapping[str, Group]) -> Sense:
     """The Sense of a text for these observation groups; category numbers become one-hot vectors first where any are left.
 
-    ``normalise`` says only what a student does anyway (its normaliser is measured from the first rollout, at the end
-    of the chain). Raises Misconfigured, with what would be right.
+    ``normalise`` makes no step here: a student's normaliser stands at the end of the chain once the first rollout was measured;
+    see ``running``. Raises Misconfigured, with what would be right.
     """
     steps: list[Any] = []
     groups = dict(observations)
@@ -171,6 +173,17 @@ def _spectrogram(value: str, groups: Mapping[str, Group]) -> list[Any]:
     return [Spectrogram(count, _whole("spectrogram", bands.strip(), 1, 1 << 10) if cross else min(16, count // 2), [name.strip()])]
 
 
+def _normalise(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    if value not in {"", "frozen", "running"}:
+        raise Misconfigured(f"normalise={value}{nearest(value, ('frozen', 'running'))}: frozen (measured from the first rollout) or running (following what is seen) is right")
+    return []
+
+
+def running(text: str | None) -> bool:
+    """Whether the student's normaliser follows what it sees as long as the run goes on."""
+    return text is not None and ("normalise", "running") in split(text)
+
+
 def _numbers(groups: Mapping[str, Group]) -> list[str]:
     return [k for k, g in groups.items() if len(g.shape) < 2]
 
@@ -204,5 +217,5 @@ _WORDS: dict[str, tuple[_Make, str]] = {
     "noise": (lambda value, groups: [Noise(_real("noise", value), _numbers(groups))], "noise=0.1"),
     "quantise": (lambda value, groups: [Quantise(_real("quantise", value), _numbers(groups))], "quantise=0.01"),
     "spectrogram": (_spectrogram, "spectrogram=256x16 (window x bands), or spectrogram=NAME:256x16"),
-    "normalise": (lambda _value, _groups: [], "normalise"),
+    "normalise": (_normalise, "normalise, normalise=frozen or normalise=running"),
 }

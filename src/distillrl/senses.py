@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from distillrl.errors import Misconfigured, nearest
 from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
 from distillrl.images import Crop, Grey, Jitter, Resize
+from distillrl.normalising import Normalise
 from distillrl.policies import Memory
 from distillrl.records import Group
 from distillrl.sounds import Spectrogram
@@ -110,71 +111,6 @@ class OneHot(nn.Module):
             parts = [x] if len(counts) == 1 and (x.dim() == 0 or x.shape[-1:] != (1,) or starts is None or x.dim() == starts.dim()) else None
             columns = parts if parts is not None else list(x.unbind(-1))
             out[name] = torch.cat([F.one_hot(c, n).float() for c, n in zip(columns, counts, strict=True)], -1)
-        return out
-
-
-UNCLIPPED = 1e30
-"""A clip from here on is none."""
-
-
-class Normalise(nn.Module):
-    """(x − mean) / std of each named group, then clipped to ± ``clip``; the statistics are frozen.
-
-    ``scale`` = 1/std and ``shift`` = −mean/std are kept, so that it is one multiply-add.
-    """
-
-    kind = "normalise"
-
-    def __init__(self, shapes: Mapping[str, Iterable[int]], clip: float = 10.0, dtype: str = "float32") -> None:
-        super().__init__()
-        self.shapes = {name: tuple(shapes[name]) for name in sorted(shapes)}  # as an artifact's header has them: its tensors are numbered so
-        self.clip, self.dtype = float(clip), dtype
-        for i, shape in enumerate(self.shapes.values()):
-            self.register_buffer(f"scale{i}", torch.ones(shape, dtype=getattr(torch, dtype)))
-            self.register_buffer(f"shift{i}", torch.zeros(shape, dtype=getattr(torch, dtype)))
-
-    @staticmethod
-    def from_moments(
-        moments: Mapping[str, tuple[Tensor, Tensor]], epsilon: float = 1e-8, clip: float = 10.0, dtype: str = "float32"
-    ) -> Normalise:
-        """From {group: (mean, variance)}; SB3's VecNormalize formula, clip((x − mean) / √(variance + ε))."""
-        step = Normalise({name: tuple(mean.shape) for name, (mean, _) in moments.items()}, clip, dtype)
-        for i, name in enumerate(step.shapes):
-            mean, variance = moments[name]
-            scale = 1 / (variance.double() + epsilon).sqrt()
-            getattr(step, f"scale{i}").copy_(scale)
-            getattr(step, f"shift{i}").copy_(-mean.double() * scale)
-        return step
-
-    def options(self) -> dict[str, Any]:
-        """Shapes, clip and precision."""
-        return {"shapes": {k: list(v) for k, v in self.shapes.items()}, "clip": self.clip, "dtype": self.dtype}
-
-    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
-        """The same shapes, as float32."""
-        out = dict(groups)
-        for name, shape in self.shapes.items():
-            if name not in groups or groups[name].shape != shape:
-                raise Misconfigured(f"the normaliser is for {name!r} of shape {shape}, the observation has {groups.get(name)}")
-            out[name] = Group(shape, "float32")
-        return out
-
-    def init(self, n: int) -> Memory:
-        """None."""
-        return {}
-
-    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
-        """Normalised float32 groups."""
-        out = dict(groups)
-        buffers = self._buffers  # named directly: this stands on the way of every single step
-        for i, name in enumerate(self.shapes):
-            scale, shift = buffers[f"scale{i}"], buffers[f"shift{i}"]
-            assert scale is not None
-            assert shift is not None
-            x = groups[name]
-            x = torch.addcmul(shift, x if x.dtype == scale.dtype else x.to(scale.dtype), scale)
-            x = x.clamp(-self.clip, self.clip) if self.clip < UNCLIPPED else x
-            out[name] = x if x.dtype == torch.float32 else x.float()
         return out
 
 

@@ -256,6 +256,8 @@ def begin(setup: Setup) -> State:
         student = students.build(header, tensors, setup.own, learning=True)
         if found := envs.differences(student.spec, setup.spec):
             raise Misconfigured(f"--init {config.init} does not fit: " + "; ".join(found))
+        if seeing.running(config.see) and not any(getattr(step, "running", False) for step in student.sense.steps):
+            raise Misconfigured(f"--init {config.init}: its normaliser was frozen, and --see {config.see!r} asks for a running one; leave normalise=running out")
     else:
         student = students.make(config.student, setup.spec, generator(config.seed, "student"), None, config.see, setup.own)
         drive.begin(setup.teacher, student)

@@ -5,7 +5,7 @@ To add a family, add a file and a row in FAMILIES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,8 +16,10 @@ from distillrl import seeing
 from distillrl.config import Phase
 from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.images import channels
+from distillrl.normalising import Normalise, steady
+from distillrl.policies import Memory
 from distillrl.records import Group, Rollout, Spec
-from distillrl.senses import Normalise, Sense, one_hot_where_needed
+from distillrl.senses import Sense, one_hot_where_needed
 from distillrl.students import compact, given
 from distillrl.students.by_task import with_heads
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
@@ -108,6 +110,8 @@ def make(word: str, spec: Spec, generator: torch.Generator, head: str | None = N
     ``own``: the user's class where the word is its name (given.py).
     """
     family, text = _family(word, own)
+    if seeing.running(see) and (family.grown or own is not None or spec.tasks):
+        raise Misconfigured(f"--see 'normalise=running' is for networks such as mlp:16x16 on one task; {word} {'of several tasks ' if spec.tasks else ''}takes plain numbers, or normalises them once")
     if see is None:
         sense = Sense(spec.observations, one_hot_where_needed(spec.observations))
     else:
@@ -174,11 +178,31 @@ def _measured(group: Group, given: Group) -> bool:
     return group.dtype == given.dtype and not (group.dtype == "bool" and is_grid(group))
 
 
-def normalised(student: Any, measured: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Sense:
-    """The student's sense with a normaliser at its end; what belongs to one of several tasks is zero again while another is played."""
-    sense: Sense = student.sense.with_step(Normalise.from_moments(measured))
+def normalised(student: Any, measured: Mapping[str, tuple[torch.Tensor, torch.Tensor]], count: int = 0) -> Sense:
+    """The student's sense with a normaliser at its end, one that runs on from ``count`` states where there is one; what belongs to one of
+    several tasks is zero again while another is played.
+    """
+    if count:
+        running = Normalise({name: mean.shape for name, (mean, _) in measured.items()}, running=True)
+        running.follow(measured, count)
+        following: Sense = student.sense.with_step(running)
+        return following
+    sense: Sense = student.sense.with_step(Normalise.from_moments({name: (mean, steady(mean, variance)) for name, (mean, variance) in measured.items()}))
     own = {name: k for name, k in owners(student.spec).items() if name in measured}
     return sense.with_step(Played(own, TASK)) if own and TASK in sense.groups else sense
+
+
+def follow(policies: Iterable[Any], rollout: Rollout) -> None:
+    """Take what is seen in a rollout's valid states into the running normaliser of each of these students; their chains are alike."""
+    chosen = list(policies)
+    step = chosen[0].sense.steps[-1] if len(chosen[0].sense.steps) else None
+    if not isinstance(step, Normalise) or not step.running:
+        return  # it sees nothing that is measured
+    before = Sense(chosen[0].sense.observations, chosen[0].sense.steps[:-1])
+    memory = {name: value for name, value in rollout.memory.items() if name.startswith("sense.")}
+    measured = _moments(before, chosen[0].spec, rollout, step.shapes, memory)
+    for policy in chosen:
+        policy.sense.steps[-1].follow(measured, int(rollout.valid.sum()))
 
 
 @torch.no_grad()
@@ -190,10 +214,16 @@ def moments(student: Any, rollout: Rollout) -> dict[str, tuple[torch.Tensor, tor
     """
     if getattr(student, "grown", False) or not hasattr(student, "sense"):
         return {}
-    sense, found, own = student.sense, {}, owners(student.spec)
-    wanted = {name: group for name, group in sense.groups.items() if _measured(group, student.spec.observations.get(name, group))}
-    seen = sense({name: value[:-1] for name, value in rollout.obs.items()}, {}, rollout.starts)[0] if wanted else {}
-    for name, group in wanted.items():
+    wanted = [name for name, group in student.sense.groups.items() if _measured(group, student.spec.observations.get(name, group))]
+    return _moments(student.sense, student.spec, rollout, wanted, {})
+
+
+@torch.no_grad()
+def _moments(sense: Sense, spec: Spec, rollout: Rollout, wanted: Iterable[str], memory: Memory) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    found, own, names = {}, owners(spec), list(wanted)
+    seen = sense({name: value[:-1] for name, value in rollout.obs.items()}, memory, rollout.starts)[0] if names else {}
+    for name in names:
+        group = sense.groups[name]
         played = rollout.valid if name not in own else rollout.valid & (rollout.obs[TASK][:-1] == own[name])
         values = seen[name][played].double()
         pixels = [0]
@@ -201,6 +231,5 @@ def moments(student: Any, rollout: Rollout) -> dict[str, tuple[torch.Tensor, tor
             axis = channels(group.shape)
             pixels = [d for d in range(values.dim()) if axis is None or d != (1 if axis == 0 else values.dim() - 1)]
         mean, variance = values.mean(pixels, keepdim=True)[0].expand(group.shape), values.var(pixels, keepdim=True)[0].expand(group.shape)
-        # What hardly moved in the first rollout may move later: it is not blown up.
-        found[name] = (mean, torch.where(variance > 1e-6 * (1 + mean.square()), variance, torch.ones_like(variance)))
+        found[name] = (mean, variance)
     return found

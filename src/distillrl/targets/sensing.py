@@ -10,8 +10,9 @@ import numpy as np
 from distillrl.errors import Misconfigured
 from distillrl.filters import Choose, Clip
 from distillrl.images import LUMA, ONE, Crop, Grey, Jitter, Resize, channels
+from distillrl.normalising import Normalise
 from distillrl.records import Group
-from distillrl.senses import ChannelsFirst, Normalise, OneHot, Pick, Scale, Stack
+from distillrl.senses import ChannelsFirst, OneHot, Pick, Scale, Stack
 from distillrl.targets import plan as steps
 from distillrl.targets.plan import Input, Op, State
 from distillrl.wrapping import First, Join, Played, RemainingTime

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from distillrl.normalising import Normalise
 from distillrl.records import Group, Spec
-from distillrl.senses import ChannelsFirst, Normalise, Sense, Stack
+from distillrl.senses import ChannelsFirst, Sense, Stack
 from distillrl.students.networks import Network
 from distillrl.teachers import environments, framed
 from distillrl.teachers.environments import GOAL

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from distillrl.actions import Head
+from distillrl.normalising import Normalise
 from distillrl.records import Group, Spec
-from distillrl.senses import Normalise, Pick, Sense, one_hot_where_needed
+from distillrl.senses import Pick, Sense, one_hot_where_needed
 from distillrl.students.networks import Network
 from distillrl.teachers.chain import Affine, chain, dense
 from distillrl.teachers.fitting import Reading, Seen, input_tensor

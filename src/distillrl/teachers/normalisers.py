@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distillrl.errors import Failed
-from distillrl.senses import Normalise
+from distillrl.normalising import Normalise
 from distillrl.teachers import pickles
 from distillrl.teachers.archives import read_file
 from distillrl.teachers.pickles import Made
