@@ -104,6 +104,20 @@ def test_a_student_learns_by_ear_what_its_teacher_sees(tmp_path):
     assert result.verdict["retention"]["value"] > 0.95
 
 
+def test_a_run_that_hears_nothing_says_so(tmp_path):
+    class Mute(Beeps):
+        def _obs(self):
+            obs = super()._obs()
+            return {**obs, "sound": obs["sound"] * 0}
+
+    notes = []
+    config = Config(student="mlp:4", slots=4, env_steps=300, until="none", verdict_episodes=2, select_episodes=2, see="group=sound, spectrogram=64x8", teacher_sees="state")
+    for env in (Mute, Beeps):
+        distillrl.distill(teacher, env, config=config, out=tmp_path / env.__name__, show=lambda shown: notes.append(str(shown.get("note", ""))))
+        assert any("nothing is to be heard" in note for note in notes) == (env is Mute)
+        notes.clear()
+
+
 def test_vizdooms_audio_buffer_is_heard():
     pytest.importorskip("vizdoom.gymnasium_wrapper")
     env = gymnasium.make("VizdoomBasicAudio-v1")

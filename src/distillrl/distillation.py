@@ -30,6 +30,7 @@ from distillrl import (
     offline,
     phases,
     seeing,
+    sounds,
     students,
     teachers,
 )
@@ -218,6 +219,8 @@ def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         noticed: dict[str, Any] = {}
         if state.progress.round == 0 and bool((rollout.labelled | ~rollout.valid).all()):
             state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
+        if state.progress.round == 0 and (mute := sounds.silent(getattr(state.student, "sense", None), rollout.obs)):
+            noticed = {**noticed, "note": "; ".join(said for said in (noticed.get("note"), mute) if said)}
         state.dataset.append(rollout)
         compared, explained = phases.compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
         count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())

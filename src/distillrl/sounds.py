@@ -73,6 +73,15 @@ class Spectrogram(nn.Module):
         return (power @ self.get_buffer("matrix")).log1p()
 
 
+def silent(sense: Any, obs: Mapping[str, Tensor]) -> str | None:
+    """A sentence where a waveform that this sense hears is 0 in all of these observations; else None."""
+    heard = [name for step in getattr(sense, "steps", ()) if isinstance(step, Spectrogram) for name in step.names]
+    mute = [name for name in heard if name in obs and not bool(obs[name].any())]
+    if not mute:
+        return None
+    return f"nothing is to be heard: every sample of {mute[0]!r} is 0 so far (ViZDoom plays through OpenAL: apt install libopenal1, and ALSOFT_DRIVERS=null where there is no sound device)"
+
+
 def is_waveform(group: Group) -> bool:
     """[samples] or [samples, channels] of numbers, more samples than channels."""
     long = len(group.shape) == 1 or (len(group.shape) == 2 and group.shape[1] <= 8 < group.shape[0])

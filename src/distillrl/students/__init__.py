@@ -24,6 +24,7 @@ from distillrl.students import compact, given
 from distillrl.students.by_task import with_heads
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.forest import build_forest, make_forest, parse_forest
+from distillrl.students.fused import build_attention, build_late, make_attention, make_late, parse_attention, parse_late
 from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
 from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
 from distillrl.students.polynomial import build_linear, build_poly, make_linear, make_poly, parse_linear, parse_poly
@@ -53,6 +54,8 @@ FAMILIES: dict[str, Family] = {
     "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128, "updates": 256}),
     "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
+    "late": Family(parse_late, make_late, build_late, "late:16:32 for several senses, each through layers of its own"),
+    "attention": Family(parse_attention, make_attention, build_attention, "attention:16x2:32 for several senses that look at one another"),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
     "linear-tree": Family(parse_leaf_linear, make_leaf_linear, build_leaf_linear, "linear-tree:leaves=8", grown=True),
     "forest": Family(parse_forest, make_forest, build_forest, "forest:trees=5,leaves=32", grown=True),

@@ -143,7 +143,7 @@ def usual(index: int, side: int) -> tuple[int, int]:
     return rows[min(index, len(rows) - 1)]
 
 
-def _tower(shape: Shape, image: tuple[int, int, int], name: str, word: str) -> tuple[Image, int]:
+def tower(shape: Shape, image: tuple[int, int, int], name: str, word: str) -> tuple[Image, int]:
     """The convolutions of one image, and how many features come out; raises Misconfigured where a kernel is larger than what is left."""
     before, height, width = image
     side = min(height, width)
@@ -182,8 +182,8 @@ def _network(text: str, spec: Spec, sense: Sense, head_kind: str) -> Network:
         width = max(1, math.prod(group.shape))
         spans.append((start, start + width))
         start += width
-        if _convolved(group, spec.observations.get(name, group)):
-            part, out = _tower(shape, size(group.shape), name, word)
+        if convolved(group, spec.observations.get(name, group)):
+            part, out = tower(shape, size(group.shape), name, word)
             parts.append(part)
             features += out
         else:
@@ -200,7 +200,7 @@ def _network(text: str, spec: Spec, sense: Sense, head_kind: str) -> Network:
 
 def make_cnn(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
     """An untrained student, initialised from ``generator``: orthogonal, the output small; raises Misconfigured where there is no image to see."""
-    seen = [name for name, group in sense.groups.items() if _convolved(group, spec.observations.get(name, group))]
+    seen = [name for name, group in sense.groups.items() if convolved(group, spec.observations.get(name, group))]
     if not seen:
         there = ", ".join(f"{k}: {g}" for k, g in sense.groups.items())
         raise Misconfigured(f"student cnn:{text} needs an image, and sees only {there}; --see 'render, grey, resize=84, stack=4' shows it the pictures that the environment draws, mlp:16x16 needs none")
@@ -211,7 +211,7 @@ def make_cnn(text: str, spec: Spec, head_kind: str | None, generator: torch.Gene
     return network
 
 
-def _convolved(group: Group, given: Group) -> bool:
+def convolved(group: Group, given: Group) -> bool:
     """Whether what a sense makes of a group is an image: pixels without channels are known by what was given."""
     return is_image(group) or (len(group.shape) == 2 and is_image(given))
 
