@@ -44,7 +44,7 @@ def collected(setup, state, steps=24):
     phase = setup.config.phase[0]
     with torch.inference_mode():
         rollout = state.drive.collect(steps, Who(float(phase.beta), sampled=phase.sampled), setup.teacher, state.gradient.averaged, label_wants(setup, state), setup.seen)
-        rollout = _enriched(setup, state, phase, rollout, state.drive)
+        rollout = _enriched(setup, state, phase, rollout, state.drive, state.gradient.averaged)
     state.dataset.append(rollout)
     return rollout
 
