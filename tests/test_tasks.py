@@ -232,6 +232,15 @@ def test_a_student_may_see_less_than_all_tasks_groups(tmp_path):
     assert set(students.build(*artifact.load(run.folder / "student.safetensors")).spec.observations) == {"Line.obs", "task"}
 
 
+@pytest.mark.parametrize("see", ["stack=2", "drop=1, noise=0.1", "delay=1, clip=2"])
+def test_what_is_seen_is_changed_and_which_task_is_not(see):
+    student = students.make("mlp:4", spec_of(ALIKE), torch.Generator().manual_seed(0), None, see)
+    obs = {"obs": torch.randn(3, 2), "task": torch.tensor([0, 1, 1])}
+    seen, _ = student.sense(obs, student.init(3), torch.ones(3, dtype=torch.bool))
+    assert seen["task"].tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert student.act(obs, student.init(3), torch.ones(3, dtype=torch.bool))[0].action.logits.shape == (3, 3)
+
+
 def test_search_and_compress_are_for_one_task(tmp_path):
     from distillrl.search import search
 

@@ -17,6 +17,7 @@ from distillrl.images import Crop, Grey, Jitter, Resize, images, is_image
 from distillrl.records import Group
 from distillrl.senses import Pick, Sense, Stack, one_hot_where_needed
 from distillrl.sounds import SHORTEST, Spectrogram, is_waveform
+from distillrl.tasks import TASK
 
 _PLACES = re.compile(r"\s*(\d+)(?:-(\d+))?\s*")
 _LONGEST = 1 << 20
@@ -58,6 +59,7 @@ def parse(text: str, observations: Mapping[str, Group]) -> Sense:
     steps: list[Any] = []
     groups = dict(observations)
     expanded = False
+    several = TASK in observations and bool(observations[TASK].categories)  # which task is played is not to be stacked, blurred or cut
     words = split(text)
     if "jitter" in (order := [word for word, _ in words]) and "stack" in order[order.index("jitter") :]:
         raise Misconfigured(f"--see {text!r}: jitter comes after stack, so that all frames of a stack are changed alike")
@@ -66,7 +68,8 @@ def parse(text: str, observations: Mapping[str, Group]) -> Sense:
             expanded = True
             groups = _add(steps, one_hot_where_needed(groups), groups)
         try:
-            groups = _add(steps, _WORDS[word][0](value, groups), groups)
+            shown = groups if word == "group" or not several else {k: g for k, g in groups.items() if k != TASK}
+            groups = _add(steps, _WORDS[word][0](value, shown), groups)
         except Misconfigured as error:
             raise Misconfigured(f"--see {text!r}: {error}") from None
     if not expanded:

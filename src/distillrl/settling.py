@@ -226,7 +226,8 @@ def _student_sees(config: Config, spec: Spec, adds: frozenset[str], options: Env
     if config.see is not None:
         return config.see
     words = [f"group={'+'.join(k for k in spec.observations if k not in adds)}"] if adds else []
-    if atari.game(options.id) is not None and not config.student.startswith(("gru:", "lstm:")):
+    played = [tasks.arguments(t)[0] if isinstance(t, str) else t for t in tasks.several(options.id)] or [options.id]
+    if all(atari.game(game) is not None for game in played) and not config.student.startswith(("gru:", "lstm:")):
         words.append("stack=4")
     return ", ".join(words) or None
 
