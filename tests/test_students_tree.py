@@ -1,5 +1,7 @@
 """Trees: what they say by hand, that they equal scikit-learn's, and that a damaged one is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from distillrl.errors import Failed, Misconfigured
 from distillrl.records import ActionSpace, Group, Prediction, Progress, Rollout, Spec
 from distillrl.students import tree_text
 
+TEACHER = Path(__file__).parents[1] / "examples" / "ppo_lunar.zip"
 FOUR = Spec({"obs": Group((4,), "float32")}, ActionSpace("discrete", n=3))
 BOX = Spec({"obs": Group((4,), "float32")}, ActionSpace("box", (2,), low=(-1.0, -1.0), high=(1.0, 1.0), dtype="float32"))
 
@@ -135,3 +138,13 @@ def test_cutting_back_by_hand():
     assert [c.tolist() for c in growing.cut_back(yes, no, error, 2)] == [[1, -1, -1, -1, -1], [2, -1, -1, -1, -1]]
     assert [c.tolist() for c in growing.cut_back(yes, no, error, 3)] == [yes.tolist(), no.tolist()]
     assert growing.cut_back(yes, no, error, 1)[0].tolist() == [-1] * 5
+
+
+def test_a_tree_for_a_method_of_gradients_is_refused_with_those_that_suit():
+    from distillrl import distillation
+    from distillrl.config import Config
+    from distillrl.errors import Misconfigured
+
+    for name in ("ppd", "kickstarting", "fitnets"):
+        with pytest.raises(Misconfigured, match="is grown.*viper-tree"):
+            distillation.expanded(Config(teacher=str(TEACHER), env="LunarLander-v3", student="tree:leaves=8", method=name))

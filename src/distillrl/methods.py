@@ -249,6 +249,10 @@ WITHOUT_TEACHER = ("ppo", "distral")
 """The methods that ask the teacher nothing, so that there may be none."""
 
 
+BY_GRADIENT = ("reverse-kl", "fitnets", "actor-mimic", "kickstarting", "ppd", "qdagger", "distillation-as-reward", "entropy-regularised", "distral", "on-policy")
+"""The methods that are what they are by their loss, so that a student that is fitted anew each round can't follow them."""
+
+
 def expand(name: str, gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """The phases of a method for this teacher; raises Misconfigured (unknown name) or Missing (the teacher lacks what it needs)."""
     if name not in METHODS:

@@ -208,6 +208,8 @@ def _settle_recorded(config: Config, source: Any, env: Any, student: Any) -> Set
 def _phases(config: Config, gives: frozenset[str], spec: Spec, student: Any) -> tuple[Phase, ...]:
     """What the run will do: the method's phases or those given, with other terms, and fine-tuning behind them where it is asked for."""
     further = config.finetune or (config.method == "finetune" and not config.phase)
+    if config.method in methods.BY_GRADIENT and students.grown(config.student, student):
+        raise Misconfigured(f"--method {config.method} learns by gradients, but --student {config.student} is grown: these methods suit it: auto, viper-tree, viper, dagger, behaviour-cloning; or take a network, such as mlp:16x16")
     method = "dagger" if config.method == "finetune" else config.method
     found = config.phase or students.suited(config.student, methods.expand(method, gives, spec), student)
     if config.terms is not None:
