@@ -7,6 +7,7 @@ over action dimensions. ``Head`` says how a network's raw output becomes one of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,11 @@ from distillrl.records import STATIC, ActionSpace
 FORBIDDEN = -1e9
 """The logit of an action that the mask forbids: finite, so that 0 · log 0 is 0 in every divergence."""
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def gumbel(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel noise: the argmax of log-probabilities with it is a sample (Gumbel 1954; Maddison 2014, 1411.0030)."""
+    return torch.empty(*shape).exponential_(generator=generator).log_().neg_()
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,10 @@ class Categorical:
         """[...] int64"""
         return (self.logits if self.mask is None else self.log_probs).argmax(-1)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """[...] int64, by the Gumbel trick, which is one kernel and takes a generator at any leading shape."""
-        log_probs = self.log_probs
-        noise = torch.empty_like(log_probs).exponential_(generator=generator).log_()
-        return (log_probs - noise).argmax(-1)
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """[...] int64, by the Gumbel trick, which takes a generator at any leading shape; ``noise`` [..., A] is ``gumbel``'s, where it is drawn already."""
+        logits = self.logits if self.mask is None and self.logits.dtype != torch.float16 else self.log_probs
+        return (logits + (gumbel(logits.shape, generator) if noise is None else noise).to(logits.device)).argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """[...] of an action [...] int."""

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from distillrl.acting import acting
 from distillrl.policies import ACTION, Policy, played, to_environment
 
 BATCHES = (1, 64, 1024)
@@ -49,12 +50,13 @@ class _Counter(TorchDispatchMode):
 
 def _latency(policy: Policy, n: int, seconds: float) -> dict[str, float]:
     obs, memory, starts = _zeros(policy, n), policy.init(n), torch.zeros(n, dtype=torch.bool)
+    act = acting(policy)
     taken: list[float] = []
     until = time.perf_counter() + seconds
     with torch.inference_mode():
         while time.perf_counter() < until or len(taken) < 8:
             began = time.perf_counter()
-            prediction, _ = policy.act(obs, memory, starts, ACTION)
+            prediction, _ = act(obs, memory, starts)
             to_environment(played(prediction, sampled=False), policy.spec)
             taken.append((time.perf_counter() - began) * 1e6)
     kept = np.array(taken[max(3, len(taken) // 10) :])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import distillrl
 from distillrl import artifact, envs, stats, students, tasks, taskwise
+from distillrl.acting import acting
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
@@ -123,16 +124,17 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     ended, starts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
     memory, shadow_memory = policy.init(n), shadow.init(n) if shadow is not None else {}
     same = np.zeros(episodes, dtype=np.int64)
+    act, shadowing = acting(policy), acting(shadow) if shadow is not None else None
     obs = _tensors(vector.reset(), spec)
     alike = watched = n > 1 and _equal(obs)
     while bool((playing := index < episodes).any()):
         begin = torch.from_numpy(starts)
         if tell is not None:
             tell(index)
-        prediction, memory = policy.act(obs, memory, begin, ACTION)
+        prediction, memory = act(obs, memory, begin)
         counted = playing & ~ended
-        if shadow is not None:
-            other, shadow_memory = shadow.act(obs, shadow_memory, begin, ACTION)
+        if shadowing is not None:
+            other, shadow_memory = shadowing(obs, shadow_memory, begin)
             np.add.at(same, index[counted], agreement(prediction, other).numpy()[counted])
         action = to_environment(played(prediction, sampled, generator), spec)
         new, reward, terminated, truncated = vector.step(action)
@@ -176,10 +178,11 @@ def latency_us(policy: Policy, budget: float = 0.05) -> float:
     """Microseconds for the action of one state, observation in and action out, the least of many calls."""
     obs = {k: torch.zeros(1, *g.shape, dtype=getattr(torch, g.dtype, torch.float32)) for k, g in policy.spec.observations.items()}
     memory, starts = policy.init(1), torch.zeros(1, dtype=torch.bool)
+    act = acting(policy)
     best, until = float("inf"), time.perf_counter() + budget
     with torch.inference_mode():
         while (began := time.perf_counter()) < until or best == float("inf"):
-            prediction, memory = policy.act(obs, memory, starts, ACTION)
+            prediction, memory = act(obs, memory, starts)
             to_environment(played(prediction, False), policy.spec)
             best = min(best, time.perf_counter() - began)
     return best * 1e6

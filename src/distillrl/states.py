@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distillrl import rescuing, tasks
+from distillrl.acting import acting
+from distillrl.actions import Categorical, gumbel
 from distillrl.envs import Observations, Vector
 from distillrl.errors import Failed
-from distillrl.policies import ACTION, Memory, Policy, played, to_environment
+from distillrl.policies import Memory, Policy, played, to_environment
 from distillrl.records import ActionSpace, Prediction, Rollout, Spec, over_states, tensors
 from distillrl.rescuing import Rescue
 from distillrl.senses import Sense
@@ -24,6 +27,18 @@ LABEL_NUMBERS = 1 << 23
 """Numbers of an observation group that a teacher is asked about at once."""
 RESEED_TICKS = 4096
 """A vector that can't be replayed is reseeded about this often; checkpoints lie there."""
+
+
+class Marks(NamedTuple):
+    """Of each slot [n] at the beginning of a rollout: whether the next step only resets, whether an episode begins, and the number of its episode."""
+
+    ended: np.ndarray
+    starts: np.ndarray
+    number: np.ndarray
+
+
+Rows = Mapping[str, tuple[np.ndarray, Tensor]]
+"""{group: one row [n, ...] of a rollout}, as an array and as a tensor of the same memory."""
 
 
 @dataclass(frozen=True)
@@ -109,40 +124,20 @@ class Drive:
         """
         n, groups = self.n, [k for k in self.obs if k in keep or k not in self.spec.observations]
         obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
-        reward = np.empty((steps, n), dtype=np.float32)
-        ended, starts, valid = np.empty((2, steps, n), dtype=bool), np.empty((steps, n), dtype=bool), np.empty((steps, n), dtype=bool)
-        episode = np.empty((steps, n), dtype=np.int64)
-        by_teacher = self._assign(steps, who)
-        ask = who.asks or bool(self.memory["teacher"])
-        sparse = ask and not labelling and who.rescue is None and not self.memory["teacher"]
-        act = who.beta < 1 or bool(self.memory["student"])
-        start_memory = dict(self.memory["student"])
-        fresh = self._fresh_at == self.ticks
-        labels: list[Prediction | None] = []
-        actions: list[Tensor] = []
         for k in groups:
             obs[k][0] = self.obs[k]
-        for t in range(steps):
-            row = self._rows(by_teacher, t, who)
-            if sparse:
-                label = self._ask(teacher, row, wants)
-                labels.append(label)
-            elif ask:
-                label, self.memory["teacher"] = teacher.act(self.obs, self.memory["teacher"], self.starts, wants)
-                labels.append(label)
-            if act:
-                own, self.memory["student"] = student.act(self.obs, self.memory["student"], self.starts, ACTION)
-            if who.rescue is not None and label is not None:
-                row = by_teacher[t] = row | self._rescued(who.rescue, label, own)
-            action = self._choose(label if ask else None, own if act else None, row, who.sampled)
-            if who.noise:
-                action = possible(disturbed(action, who.noise, self.spec.action, self.generator), self.obs, self.spec)
-            actions.append(action)
-            np.logical_not(self.ended, out=valid[t])
-            starts[t] = self.starts.numpy()
-            rows = {k: obs[k][t + 1] for k in groups}
-            self._step(to_environment(action, self.spec), reward[t], ended[:, t], rows)
-            episode[t] = self.index
+        at_first = Marks(self.ended, self.starts.numpy(), self.index.copy())
+        start_memory, fresh = dict(self.memory["student"]), self._fresh_at == self.ticks
+        ask = who.asks or bool(self.memory["teacher"])
+        sparse = ask and not labelling and who.rescue is None and not self.memory["teacher"]
+        by_teacher = self._assign(steps, who)
+        actions, labels, reward, ended = self._drive(steps, who, teacher, student, wants, by_teacher, obs, ask, sparse)
+        resets = np.concatenate([at_first.ended[None], np.logical_or(*ended)[:-1]])
+        starts = np.concatenate([at_first.starts[None], resets[:-1]])
+        episode = at_first.number + n * resets.cumsum(0)
+        valid = torch.from_numpy(~resets)
+        for k in groups:
+            refuse_nan_observation(k, obs[k][1:].numpy(), episode)
         prediction, labelled = None, torch.ones(steps, n, dtype=torch.bool)
         if sparse:
             prediction, labelled = _filled(labels), by_teacher.expand(steps, n)
@@ -151,9 +146,9 @@ class Drive:
         elif labelling:
             prediction = label_all(teacher, {k: obs[k][:-1] for k in obs}, wants)
         if prediction is not None:
-            refuse_nan(prediction, torch.from_numpy(valid) & labelled)
+            refuse_nan(prediction, valid & labelled)
             if who.rescue is not None and who.rescue.by == "value":
-                self.levels = rescuing.levels(prediction, torch.from_numpy(valid), who.rescue)
+                self.levels = rescuing.levels(prediction, valid, who.rescue)
         if not bool(np.isfinite(reward).all()):
             raise Failed("the environment gave a reward that is NaN or infinite")
         return Rollout(
@@ -163,7 +158,7 @@ class Drive:
             terminated=torch.from_numpy(ended[0]),
             truncated=torch.from_numpy(ended[1]),
             starts=torch.from_numpy(starts),
-            valid=torch.from_numpy(valid),
+            valid=valid,
             driver=torch.where(by_teacher, 0, 1).to(torch.int8).expand(steps, n),
             labelled=labelled if prediction is not None else torch.zeros_like(labelled),
             teacher=prediction,
@@ -172,6 +167,39 @@ class Drive:
             fresh=fresh,
             memory=start_memory,
         )
+
+    def _drive(
+        self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], by_teacher: Tensor, obs: dict[str, Tensor], ask: bool, sparse: bool
+    ) -> tuple[list[Tensor], list[Prediction | None], np.ndarray, np.ndarray]:
+        """Play ``steps`` ticks into ``obs`` [steps + 1, n, ...]: actions and labels of each tick, reward [steps, n], ended [2, steps, n]."""
+        reward, ended = np.empty((steps, self.n), dtype=np.float32), np.empty((2, steps, self.n), dtype=bool)
+        settled = who.beta in (0, 1) and not who.shared  # who drives is the same at every step
+        act = acting(student) if who.beta < 1 or self.memory["student"] else None
+        noise = gumbel((steps, self.n, self.spec.action.n), self.generator) if who.sampled and self.spec.action.kind == "discrete" else None
+        rows = {k: (value.numpy(), value.unbind(0)) for k, value in obs.items()}
+        labels: list[Prediction | None] = []
+        actions: list[Tensor] = []
+        label = own = None
+        for t in range(steps):
+            row = by_teacher[0] if settled else self._rows(by_teacher, t, who)
+            if sparse:
+                label = self._ask(teacher, row, wants)
+                labels.append(label)
+            elif ask:
+                label, self.memory["teacher"] = teacher.act(self.obs, self.memory["teacher"], self.starts, wants)
+                labels.append(label)
+            if act is not None:
+                own, self.memory["student"] = act(self.obs, self.memory["student"], self.starts)
+            if who.rescue is not None and label is not None and own is not None:
+                row = by_teacher[t] = row | self._rescued(who.rescue, label, own)
+            action = self._choose(label, own, row, who.sampled, None if noise is None else noise[t])
+            if who.noise:
+                action = possible(disturbed(action, who.noise, self.spec.action, self.generator), self.obs, self.spec)
+            actions.append(action)
+            self._step(to_environment(action, self.spec), reward[t], ended[:, t], {k: (array[t + 1], row[t + 1]) for k, (array, row) in rows.items()})
+            for k in rows if ask else ():  # before the teacher sees it, which may refuse it in words of its own
+                refuse_nan_observation(k, rows[k][0][None, t + 1], self.index[None])
+        return actions, labels, reward, ended
 
     def _assign(self, steps: int, who: Who) -> Tensor:
         """[steps, n] (or [1, n] where it is always the same): whether the teacher drives."""
@@ -208,13 +236,17 @@ class Drive:
         told, _ = teacher.act({k: v[at] for k, v in self.obs.items()}, {}, None, wants)
         return over_states(lambda x: x.new_zeros((self.n, *x.shape[1:])).index_copy_(0, at, x), told)
 
-    def _choose(self, label: Prediction | None, own: Prediction | None, by_teacher: Tensor, sampled: bool) -> Tensor:
+    def _choose(self, label: Prediction | None, own: Prediction | None, by_teacher: Tensor, sampled: bool, noise: Tensor | None) -> Tensor:
+        def chosen(said: Prediction) -> Tensor:
+            own = said.action
+            return own.sample(noise=noise) if sampled and noise is not None and isinstance(own, Categorical) else played(said, sampled, self.generator)
+
         if own is None or label is None:
-            return played(own or label, sampled, self.generator)  # type: ignore[arg-type]  # one of them was asked
-        theirs, mine = (played(p, sampled, self.generator) for p in (label, own))
+            return chosen(own or label)  # type: ignore[arg-type]  # one of them was asked
+        theirs, mine = chosen(label), chosen(own)
         return torch.where(by_teacher.view(-1, *[1] * (mine.dim() - 1)), theirs.to(mine.dtype), mine)
 
-    def _step(self, action: np.ndarray, reward: np.ndarray, ended: np.ndarray, rows: dict[str, Tensor]) -> None:
+    def _step(self, action: np.ndarray, reward: np.ndarray, ended: np.ndarray, rows: Rows) -> None:
         resets = self.ended
         if resets.any():
             self.index[resets] += self.n
@@ -228,19 +260,19 @@ class Drive:
         self.starts = torch.from_numpy(resets)
         self.ended = np.logical_or(terminated, truncated)
 
-    def _take(self, obs: Observations, rows: dict[str, Tensor]) -> None:
+    def _take(self, obs: Observations, rows: Rows) -> None:
         """Copy the vector's observations, which it will overwrite: into the rollout's row where there is one."""
         if self._sense is not None:
             seen = self._sense.glance({k: torch.as_tensor(obs[k]) for k in self._sense.reads})
             for k, given in seen.items():
-                self.obs[k] = rows[k].copy_(given) if k in rows else given.clone()
+                self.obs[k] = rows[k][1].copy_(given) if k in rows else given.clone()
         for k in self.raw:
-            array = obs[k]
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                slot = int(np.flatnonzero(~np.isfinite(array.reshape(self.n, -1)).all(1))[0])
-                raise Failed(f"the environment gave an observation {k!r} that is NaN or infinite (slot {slot}, episode {int(self.index[slot])})")
-            given = torch.as_tensor(array)
-            self.obs[k] = rows[k].copy_(given) if k in rows else given.clone()
+            if k in rows:
+                array, self.obs[k] = rows[k]
+                np.copyto(array, obs[k])
+            else:
+                self.obs[k] = torch.tensor(obs[k])
+                refuse_nan_observation(k, obs[k][None], self.index[None])
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` needs to go on exactly here."""
@@ -338,6 +370,14 @@ def _filled(labels: list[Prediction | None]) -> Prediction | None:
         return None
     zero = over_states(torch.zeros_like, like)
     return over_states(lambda *x: torch.stack(x), *(zero if x is None else x for x in labels))
+
+
+def refuse_nan_observation(name: str, given: np.ndarray, episode: np.ndarray) -> None:
+    """Raise Failed where observations [T, n, ...] of the episodes with numbers [T, n] aren't finite."""
+    if given.dtype.kind != "f" or bool(np.isfinite(given).all()):
+        return
+    tick, slot = (int(i[0]) for i in np.nonzero(~np.isfinite(given.reshape(*episode.shape, -1)).all(-1)))
+    raise Failed(f"the environment gave an observation {name!r} that is NaN or infinite (slot {slot}, episode {int(episode[tick, slot])})")
 
 
 def refuse_nan(prediction: Prediction, valid: Tensor) -> None:
