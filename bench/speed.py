@@ -54,8 +54,8 @@ def distillations(repeats: int) -> list[dict]:
     return rows
 
 
-def collection(ticks: int = 300, repeats: int = 5) -> list[dict]:
-    """Steps per second of a rollout labelled by the teacher, beside the raw vector's with random actions."""
+def collection(ticks: int = 300, repeats: int = 7) -> list[dict]:
+    """Steps per second of a rollout that the student drives, stored, and stored and labelled by the teacher, beside the raw vector's with random actions."""
     import numpy as np
     import torch
 
@@ -64,28 +64,31 @@ def collection(ticks: int = 300, repeats: int = 5) -> list[dict]:
     from distillrl.states import Drive, Who
 
     torch.set_num_threads(1)
-    rows = []
     teacher = teachers.load(TEACHERS / "ppo_lunar.zip")
-    for backend in ("gymnasium:1", "gymnasium:2", "envpool"):
-        options = EnvOptions("LunarLander-v3", backend=backend)
-        best = {"raw": 0.0, "collect": 0.0}
+
+    def raw(vector: envs.Vector, seed: int) -> None:
+        for action in np.random.default_rng(seed).integers(0, 4, (ticks, vector.n)):
+            vector.step(action)
+
+    def collect(vector: envs.Vector, seed: int, labelling: bool) -> None:
+        with torch.inference_mode():
+            drive.collect(ticks, Who(0.0, sampled=True), teacher, student, frozenset({"action"}), frozenset({"obs"}), labelling)
+
+    rows = []
+    for backend, slots in (("gymnasium:1", 16), ("gymnasium:2", 16), ("envpool", 16), ("gymnasium:1", 64), ("gymnasium:2", 64), ("envpool", 64)):
+        best = dict.fromkeys(("raw", "collect", "labelled"), 0.0)
         for repeat in range(repeats):
-            vector = envs.make(options, 16, Seeds(repeat))
-            vector.reset()
-            actions = np.random.default_rng(repeat).integers(0, 4, (ticks, 16))
-            began = time.perf_counter()
-            for action in actions:
-                vector.step(action)
-            best["raw"] = max(best["raw"], ticks * 16 / (time.perf_counter() - began))
-            student = students.make("mlp:16x16", vector.spec, torch.Generator().manual_seed(0))
-            drive = Drive(vector, vector.spec, torch.Generator().manual_seed(0))
-            drive.begin(teacher, student)
-            began = time.perf_counter()
-            with torch.inference_mode():
-                drive.collect(ticks, Who(0.0, sampled=True), teacher, student, frozenset({"action"}), frozenset({"obs"}))
-            best["collect"] = max(best["collect"], ticks * 16 / (time.perf_counter() - began))
-            vector.close()
-        rows.append({"what": f"collection, LunarLander, 16 slots, {backend}", **{k: round(v) for k, v in best.items()}, "ratio": round(best["collect"] / best["raw"], 3)})
+            for what in best:  # each from its own new vector: what a rollout costs depends on where its episodes are
+                vector = envs.make(EnvOptions("LunarLander-v3", backend=backend), slots, Seeds(repeat))
+                student = students.make("mlp:16x16", vector.spec, torch.Generator().manual_seed(0))
+                drive = Drive(vector, vector.spec, torch.Generator().manual_seed(0))
+                drive.begin(teacher, student)
+                began = time.perf_counter()
+                raw(vector, repeat) if what == "raw" else collect(vector, repeat, what == "labelled")
+                best[what] = max(best[what], ticks * slots / (time.perf_counter() - began))
+                vector.close()
+        figures = {k: round(v) for k, v in best.items()}
+        rows.append({"what": f"collection, LunarLander, {slots} slots, {backend}", **figures, "ratio": round(best["collect"] / best["raw"], 3), "ratio_labelled": round(best["labelled"] / best["raw"], 3)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
