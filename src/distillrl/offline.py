@@ -232,7 +232,7 @@ def unplayed(setup: Setup, state: State, student: Policy, sizes: Mapping[str, in
 
     return {
         "agreement": state.held.get("agreement"),
-        **dict.fromkeys(("paired", "retention", "difference", "non_inferiority", "probability_of_improvement")),
+        **dict.fromkeys(("paired", "retention", "difference", "non_inferiority", "probability_of_improvement", "falls")),
         "alike": False,
         "notes": ["retention is null: there was no environment to play in (--env names one); agreement is on held-out episodes"],
         "teacher": None if setup.judge is None else player("teacher", setup.judge),
