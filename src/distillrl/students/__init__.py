@@ -20,15 +20,15 @@ from distillrl.normalising import Normalise, steady
 from distillrl.policies import Memory
 from distillrl.records import Group, Rollout, Spec
 from distillrl.senses import Sense, one_hot_where_needed
-from distillrl.students import compact, given
+from distillrl.students import compact, fused, given, recurrent
 from distillrl.students.by_task import with_heads
 from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.forest import build_forest, make_forest, parse_forest
-from distillrl.students.fused import build_attention, build_late, make_attention, make_late, parse_attention, parse_late
+from distillrl.students.fused import parse_attention, parse_late
 from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
 from distillrl.students.networks import build_mlp, make_mlp, parse_mlp
 from distillrl.students.polynomial import build_linear, build_poly, make_linear, make_poly, parse_linear, parse_poly
-from distillrl.students.recurrent import build_gru, build_lstm, make_gru, make_lstm, parse_recurrent
+from distillrl.students.recurrent import parse_recurrent
 from distillrl.students.tree import build_tree, make_tree, parse_tree
 from distillrl.tasks import TASK, owners
 from distillrl.teachers.owncode import find
@@ -52,10 +52,10 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
     "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128, "updates": 256}),
-    "gru": Family(parse_recurrent, make_gru, build_gru, "gru:32, or gru:32:16x16 with layers behind it"),
-    "lstm": Family(parse_recurrent, make_lstm, build_lstm, "lstm:32"),
-    "late": Family(parse_late, make_late, build_late, "late:16:32 for several senses, each through layers of its own"),
-    "attention": Family(parse_attention, make_attention, build_attention, "attention:16x2:32 for several senses that look at one another"),
+    "gru": Family(parse_recurrent, partial(recurrent.make, "gru"), partial(recurrent.build, "gru"), "gru:32, or gru:32:16x16 with layers behind it"),
+    "lstm": Family(parse_recurrent, partial(recurrent.make, "lstm"), partial(recurrent.build, "lstm"), "lstm:32"),
+    "late": Family(parse_late, partial(fused.make, "late"), partial(fused.build, "late"), "late:16:32 for several senses, each through layers of its own"),
+    "attention": Family(parse_attention, partial(fused.make, "attention"), partial(fused.build, "attention"), "attention:16x2:32 for several senses that look at one another"),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
     "linear-tree": Family(parse_leaf_linear, make_leaf_linear, build_leaf_linear, "linear-tree:leaves=8", grown=True),
     "forest": Family(parse_forest, make_forest, build_forest, "forest:trees=5,leaves=32", grown=True),

@@ -105,7 +105,8 @@ def _network(kind: str, text: str, spec: Spec, sense: Sense, head_kind: str) -> 
     return Network(spec, sense, nn.Sequential(*body), out, head, log_std=log_std, family=word)
 
 
-def _make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
+def make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
+    """An untrained student, ``kind`` late or attention; raises Misconfigured where there is one group only."""
     images: Sequence[str] = [name for name, group in sense.groups.items() if convolved(group, spec.observations.get(name, group))]
     for step in seen_as(sense, images):
         sense = sense.with_step(step)
@@ -114,21 +115,6 @@ def _make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: to
     return network
 
 
-def make_late(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
-    """An untrained student that fuses late; raises Misconfigured where there is one group only."""
-    return _make("late", text, spec, head_kind, generator, sense)
-
-
-def make_attention(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
-    """An untrained student that fuses by attention; raises Misconfigured where there is one group only."""
-    return _make("attention", text, spec, head_kind, generator, sense)
-
-
-def build_late(text: str, spec: Spec, header: Mapping[str, Any]) -> Network:
+def build(kind: str, text: str, spec: Spec, header: Mapping[str, Any]) -> Network:
     """The network of an artifact's header, its tensors not yet loaded."""
-    return _network("late", text, spec, Sense.from_json(spec.observations, header["sense"]), str(header["head"]))
-
-
-def build_attention(text: str, spec: Spec, header: Mapping[str, Any]) -> Network:
-    """The network of an artifact's header, its tensors not yet loaded."""
-    return _network("attention", text, spec, Sense.from_json(spec.observations, header["sense"]), str(header["head"]))
+    return _network(kind, text, spec, Sense.from_json(spec.observations, header["sense"]), str(header["head"]))

@@ -97,7 +97,8 @@ def _network(kind: str, text: str, spec: Spec, sense: Sense, head_kind: str) -> 
     return Network(spec, sense, nn.Sequential(*layers), out, head, log_std=log_std, recurrent=Cell(kind, width, hidden), family=f"{kind}:{text}")
 
 
-def _make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
+def make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
+    """An untrained student, ``kind`` gru or lstm."""
     network = _network(kind, text, spec, sense, head_kind or HEADS[spec.action.kind])
     initialise(network, generator)
     assert isinstance(network.recurrent, Cell)
@@ -108,21 +109,6 @@ def _make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: to
     return network
 
 
-def make_gru(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
-    """An untrained GRU student."""
-    return _make("gru", text, spec, head_kind, generator, sense)
-
-
-def make_lstm(text: str, spec: Spec, head_kind: str | None, generator: torch.Generator, sense: Sense) -> Network:
-    """An untrained LSTM student."""
-    return _make("lstm", text, spec, head_kind, generator, sense)
-
-
-def build_gru(text: str, spec: Spec, header: Mapping[str, Any]) -> Network:
+def build(kind: str, text: str, spec: Spec, header: Mapping[str, Any]) -> Network:
     """The network of an artifact's header, its tensors not yet loaded."""
-    return _network("gru", text, spec, Sense.from_json(spec.observations, header["sense"]), str(header["head"]))
-
-
-def build_lstm(text: str, spec: Spec, header: Mapping[str, Any]) -> Network:
-    """The network of an artifact's header, its tensors not yet loaded."""
-    return _network("lstm", text, spec, Sense.from_json(spec.observations, header["sense"]), str(header["head"]))
+    return _network(kind, text, spec, Sense.from_json(spec.observations, header["sense"]), str(header["head"]))
