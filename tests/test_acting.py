@@ -6,9 +6,9 @@ import torch
 
 from distillrl import students
 from distillrl.acting import LARGEST, acting
-from distillrl.actions import Categorical, gumbel
-from distillrl.policies import ACTION
-from distillrl.records import ActionSpace, Group, Spec
+from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical, gumbel
+from distillrl.policies import ACTION, agreement
+from distillrl.records import ActionSpace, Group, Prediction, Spec
 from distillrl.senses import Normalise
 
 SPECS = {
@@ -66,3 +66,14 @@ def test_noise_drawn_before_samples_as_often():
     found = np.bincount(drawn.numpy(), minlength=3) / 20_000
     np.testing.assert_allclose(found, torch.softmax(logits[0], -1).numpy(), atol=0.015)
     assert bool((drawn == Categorical(logits).sample(torch.Generator().manual_seed(0))).all())
+
+
+@pytest.mark.parametrize("family", [MultiCategorical, Bernoulli])
+def test_a_rule_of_several_choices_agrees_state_by_state(family):
+    logits = torch.tensor([[2.0, -1.0, -3.0], [-2.0, 1.0, 3.0]])
+    mine = Prediction(family(logits, (1, 2)) if family is MultiCategorical else family(logits))
+    chosen = mine.action.mode
+    other = chosen.clone()
+    other[1, -1] = 1 - other[1, -1]
+    assert agreement(mine, Prediction(Deterministic(other))).tolist() == [True, False]
+    assert agreement(Prediction(Deterministic(other)), mine).tolist() == [True, False]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distillrl.actions import Gaussian
+from distillrl.actions import Bernoulli, Categorical, Gaussian, MultiCategorical
 from distillrl.errors import Misconfigured
 from distillrl.records import Group, Prediction, Spec
 
@@ -150,7 +150,7 @@ def agreement(mine: Prediction, theirs: Prediction, spread: Tensor | None = None
     low, high = getattr(theirs.action, "low", None), getattr(theirs.action, "high", None)
     if low is None or high is None:
         same = a == b
-        return same if same.dim() == _lead(theirs) else same.all(-1)
+        return same if same.dim() == _lead(theirs, mine) else same.all(-1)
     width = high - low
     if spread is not None:
         width = torch.where(width.isfinite(), width, spread)
@@ -171,12 +171,15 @@ def distance(mine: Prediction, theirs: Prediction) -> Tensor | None:
     return apart.square().mean(-1).sqrt()
 
 
-def _lead(prediction: Prediction) -> int:
-    action = prediction.action
-    assert action is not None
-    if hasattr(action, "logits"):
-        return int(action.logits.dim()) - 1
-    return action.mode.dim() - (1 if isinstance(action, Gaussian) else 0)
+def _lead(*predictions: Prediction) -> int:
+    """How many leading dimensions their states have, as the first with logits tells: a rule's actions don't say whether they are one choice or several."""
+    actions = [p.action for p in predictions]
+    for action in actions:
+        if isinstance(action, Categorical | MultiCategorical | Bernoulli):
+            return action.logits.dim() - 1
+    first = actions[0]
+    assert first is not None
+    return first.mode.dim() - (1 if isinstance(first, Gaussian) else 0)
 
 
 def to_device(policy: Any, device: torch.device | str) -> Any:
