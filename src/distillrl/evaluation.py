@@ -135,7 +135,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         counted = playing & ~ended
         if shadowing is not None:
             other, shadow_memory = shadowing(obs, shadow_memory, begin)
-            agree = agreement(prediction, other).numpy().reshape(n, -1).all(1)  # of two rules with several choices it has one for each
+            agree = agreement(prediction, other).reshape(n, -1).all(-1).numpy()  # of two rules with several choices it has one for each
             np.add.at(same, index[counted], agree[counted])
         action = to_environment(played(prediction, sampled, generator), spec)
         new, reward, terminated, truncated = vector.step(action)
