@@ -156,6 +156,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
         distillrl.distill(steer("discrete"), lambda: Corridor(), config=small(until="none", env_steps=3000, checkpoint_seconds=0.0), out=tmp_path / "b", show=stop)
     rounds = len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines())
     assert rounds == 5, "the round was finished"
+    for part in (tmp_path / "b" / "checkpoint").glob("data-*.pt"):
+        rows = torch.load(part, weights_only=True).values()
+        assert all(v.untyped_storage().nbytes() == v.nbytes for v in rows), "a part holds its own rows, not all that the run has room for"
     resumed = distillrl.distill(steer("discrete"), lambda: Corridor(), resume=tmp_path / "b")
     assert (resumed.folder / "student.safetensors").read_bytes() == (whole.folder / "student.safetensors").read_bytes()
     a, b = ([{k: v for k, v in json.loads(x).items() if "second" not in k} for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole.folder, resumed.folder))

@@ -188,8 +188,11 @@ class Dataset:
         return seen
 
     def since(self, step: int) -> dict[str, Tensor]:
-        """The rows from a step on, for an append-only checkpoint; ``restore`` takes all such parts in order."""
-        part = {name: value[step : self.steps + name.startswith("obs.")].contiguous() for name, value in self._store.items()}
+        """The rows from a step on, for an append-only checkpoint; ``restore`` takes all such parts in order.
+
+        Copies: a slice would be written with all that the run has room for.
+        """
+        part = {name: value[step : self.steps + name.startswith("obs.")].clone() for name, value in self._store.items()}
         slots = next(iter(self._store.values())).shape[1] if self._store else 1
         part["rows"] = self.rows[self.rows >= step * slots]
         return part
