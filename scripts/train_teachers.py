@@ -127,6 +127,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("td3", PENDULUM): Recipe(15_000, -184, dict(
         gamma=0.98, learning_starts=1000, learning_rate=1e-3, noise=0.1) | SMALL),
     ("tqc", PENDULUM): Recipe(12_000, -184, dict(learning_rate=1e-3) | SMALL),
+    ("crossq", PENDULUM): Recipe(12_000, -184, dict(learning_rate=1e-3) | SMALL),
     # LunarLander, both kinds: solved at 200
     ("ppo", LANDER): Recipe(1_000_000, 262, PPO_LANDER, envs=16, pool=True),
     ("a2c", LANDER): Recipe(1_000_000, 250, dict(
@@ -176,7 +177,7 @@ def algorithm(name: str) -> Any:
     known = {
         "ppo": stable_baselines3.PPO, "a2c": stable_baselines3.A2C, "dqn": stable_baselines3.DQN,
         "sac": stable_baselines3.SAC, "td3": stable_baselines3.TD3, "trpo": sb3_contrib.TRPO,
-        "qrdqn": sb3_contrib.QRDQN, "tqc": sb3_contrib.TQC, "recurrent_ppo": sb3_contrib.RecurrentPPO,
+        "qrdqn": sb3_contrib.QRDQN, "tqc": sb3_contrib.TQC, "crossq": sb3_contrib.CrossQ, "recurrent_ppo": sb3_contrib.RecurrentPPO,
     }  # fmt: skip
     return known[name]
 

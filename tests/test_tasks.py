@@ -16,6 +16,7 @@ from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.policies import ACTION
 from distillrl.records import Spec
+from distillrl.settling import begin, settle
 from distillrl.targets.running import run as run_plan
 from distillrl.targets.tracing import trace
 
@@ -253,3 +254,53 @@ def test_a_teacher_worse_than_random_play_gives_no_scale(tmp_path):
     run = distillrl.distill([steer(), steer()], ALIKE, config=small(until="none", env_steps=700), out=tmp_path / "r")
     assert run.verdict["retention"] is None or run.verdict["teacher"]["return"]["mean"] < 0
     assert any("isn't shown to be better than random play in Line#2" in n for n in run.verdict["notes"])
+
+
+def networks(*sizes):
+    """Untrained teachers of ``UNLIKE``, one a task, of these families."""
+    spec = spec_of(UNLIKE)
+    return [students.make(size, t.spec(spec), torch.Generator().manual_seed(k)) for k, (size, t) in enumerate(zip(sizes, spec.tasks, strict=True))]
+
+
+def test_teachers_of_unlike_layers_give_their_last_one_filled_up():
+    theirs = networks("mlp:4", "mlp:8x6")
+    policy = teachers.load(theirs, teachers.Options(), spec_of(UNLIKE))
+    assert {g for g in policy.gives if g.startswith("features")} == {"features.0", "features.1", "features.last"}
+    obs = {"Line.obs": torch.tensor([[2.0, 1], [0, 0]]), "Line#2.obs": torch.tensor([[0.0, 0, 0, 0], [2.0, 1, 1, 1]]), "task": torch.tensor([0, 1])}
+    for shape in ((2,), (2, 1)):
+        said = policy.act({k: v.unflatten(0, shape) for k, v in obs.items()}, {}, None, frozenset({"action", "features.last", "features.0"}))[0].features
+        assert {k: tuple(v.shape) for k, v in said.items()} == {"last": (*shape, 6), "0": (*shape, 8)}
+        first = theirs[0].act({"obs": obs["Line.obs"][:1]}, {}, None, frozenset({"features.1"}))[0].features["1"]
+        second = theirs[1].act({"obs": obs["Line#2.obs"][1:]}, {}, None, frozenset({"features.3"}))[0].features["3"]
+        assert torch.allclose(said["last"].flatten(0, -2), torch.cat([torch.nn.functional.pad(first, (0, 2)), second]))
+
+
+def test_actor_mimic_learns_several_tasks_by_a_regression_for_each(tmp_path):
+    spec = spec_of(UNLIKE)
+    each = [distillrl.distill(steer(n=n, flip=n == 3), line(**how), config=small(student=size, until="none", env_steps=1200, verdict_episodes=4, select_episodes=4), out=tmp_path / size).policy for n, how, size in ((2, {"n": 2}, "mlp:8"), (3, {"n": 3, "wide": 4, "flip": True, "start": 5}, "mlp:12x6"))]
+    config = small(method="actor-mimic", terms="+feature_regression: 1")
+    setup = settle(config, each, UNLIKE)
+    state = begin(setup)
+    hint = next(t.loss for t in state.gradient.terms if t.name == "feature_regression")
+    assert len(hint.regressor.networks) == len(spec.tasks) == 2
+    run = distillrl.distill(each, UNLIKE, config=config, out=tmp_path / "r")
+    assert run.reached
+    losses = [json.loads(line)["term.feature_regression"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_of_several_tasks_each_has_a_map_of_its_own():
+    from distillrl import objectives
+    from distillrl.records import Batch, Prediction
+
+    x, task = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    sign = torch.where(task == 1, -1.0, 1.0).unsqueeze(-1)
+    student = Prediction(features={"0": x})
+    batch = Batch({"task": task}, Prediction(features={"0": sign * x}), extra={"tasks": torch.zeros(40, 2)})
+    loss = objectives.make("hint", {}, student, batch, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for k, network in enumerate(loss.regressor.networks):
+            network.weight.copy_((-1.0) ** k * torch.eye(3))
+    assert loss(student, batch).abs().max() < 1e-12
+    one = objectives.make("hint", {"always": True}, student, Batch({}, batch.teacher), torch.Generator().manual_seed(0))
+    assert not hasattr(one.regressor, "networks")

@@ -177,6 +177,10 @@ class Rollout:
     """What wrappers add (advantages, returns)."""
 
 
+TASKS = "tasks"
+"""In the ``extra`` of the dry run's batch, of several tasks: [..., K], as wide as there are tasks."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Labelled states for one update: leading shape ``[B]``, or ``[T, B]`` for a student with memory."""

@@ -38,7 +38,7 @@ from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
 from distillrl.policies import ACTION, Policy, as_words
 from distillrl.recordings import Recording
-from distillrl.records import Batch, Progress, Spec, over_states
+from distillrl.records import TASKS, Batch, Progress, Spec, over_states
 from distillrl.refit import Refit, weighed_by
 from distillrl.states import Drive, Who
 
@@ -165,7 +165,7 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     worst_of = (WORST_OF if grown else 0) if config.worst_of is None else config.worst_of
     config = replace(config, phase=found_phases, terms=None, choose=None, finetune=False, worst_of=worst_of, backend=backend, env=target if isinstance(target, str) else config.env)
     sense = getattr(policy, "sense", None)
-    seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations))
+    seen = seeing.needed(config.see, spec.observations) | frozenset(getattr(sense, "reads", spec.observations)) | ({tasks.TASK} if spec.tasks else set())
     notes = tuple(policy.info.get("notes", ())) + ((weighed_by(config.student, policy.gives, spec.action.kind),) if grown else ())
     return Setup(config, replace(options, backend=backend), policy, teachers.digest(source), teachers.size(source), spec, seen, notes, student or students.of_the_user(config.student), alone=source is None)
 
@@ -399,6 +399,8 @@ def example_batch(setup: Setup, state: State, wants: frozenset[str]) -> Batch:
     n, obs = state.drive.n, {k: v.clone() for k, v in state.drive.obs.items()}
     none, never = torch.zeros(n), torch.zeros(n, dtype=torch.bool)
     extra = {w.removeprefix("extra."): none for w in wants if w.startswith("extra.")}
+    if setup.spec.tasks:
+        extra[TASKS] = torch.zeros(n, len(setup.spec.tasks))
     if wants & {"next", "next_target"}:
         extra |= {NEXT + k: v for k, v in obs.items()}
     return Batch(

@@ -152,4 +152,4 @@ def _with_layer(want: str, options: Mapping[str, Any], gives: Mapping[str, froze
         raise Misconfigured(
             f"objective {name}: {option} = {chosen!r} is no layer of the {who}{nearest(chosen, known)}; it has {', '.join(known)}"
         )
-    return f"{who}.features[{known[-1] if known and chosen == 'last' else chosen}]"
+    return f"{who}.features[{known[-1] if known and chosen == 'last' and chosen not in known else chosen}]"

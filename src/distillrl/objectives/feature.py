@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillrl.errors import Misconfigured, Missing
-from distillrl.objectives.layers import chosen, counted, leading, linear, raw, regressor
-from distillrl.records import Batch, Prediction
+from distillrl.objectives.layers import ByTask, chosen, counted, leading, linear, raw, regressor
+from distillrl.records import TASKS, Batch, Prediction
+from distillrl.tasks import TASK
 
 STUDENT, TEACHER = "this student", "this teacher"
 
@@ -24,7 +25,8 @@ class Hint(nn.Module):
 
     FitNets (Romero 2015, 1412.6550, eq. 3), the mean over features in place of the sum so that wide layers weigh the same.
     r is linear where the sizes differ (or ``always``), or has a layer of ``hidden`` ReLU units: Actor-Mimic's feature
-    regression network (Parisotto 2016, 1511.06342, eq. 5).
+    regression network (Parisotto 2016, 1511.06342, eq. 5). Of several tasks there is an r for each, as there: their teachers'
+    features mean different things.
     """
 
     def __init__(
@@ -41,11 +43,14 @@ class Hint(nn.Module):
         super().__init__()
         self.layer, self.student_layer = layer, student_layer
         mine, theirs = chosen(student, student_layer, "hint", STUDENT, batch), chosen(batch.teacher, layer, "hint", TEACHER, batch)
-        self.regressor = regressor(mine.shape[-1], theirs.shape[-1], hidden, always, generator).to(mine)
+        tasks = batch.extra[TASKS].shape[-1] if TASKS in batch.extra else 1
+        made = [regressor(mine.shape[-1], theirs.shape[-1], hidden, always or tasks > 1, generator) for _ in range(tasks)]
+        self.regressor = (ByTask(made) if tasks > 1 else made[0]).to(mine)
 
     def forward(self, student: Prediction, batch: Batch) -> Tensor:
         """[...]"""
-        mine = self.regressor(chosen(student, self.student_layer, "hint", STUDENT, batch))
+        features = chosen(student, self.student_layer, "hint", STUDENT, batch)
+        mine = self.regressor(features, batch.obs[TASK]) if isinstance(self.regressor, ByTask) else self.regressor(features)
         return 0.5 * (mine - chosen(batch.teacher, self.layer, "hint", TEACHER, batch)).square().mean(-1)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distillrl.errors import Misconfigured, nearest
 from distillrl.objectives import in_order
@@ -16,7 +18,7 @@ def raw(prediction: Prediction, layer: str, who: str, whose: str) -> Tensor:
     """The features of a layer, [..., F] or a map [..., C, H, W]; 'last' is the last by name. Misconfigured lists those that there are."""
     features = need(prediction, "features", who, whose)
     names = in_order(features)
-    name = names[-1] if layer == "last" else layer
+    name = names[-1] if layer == "last" and layer not in names else layer
     if name not in features:
         raise Misconfigured(f"objective {who}: {layer!r} is no layer of {whose}{nearest(layer, names)}; it has {', '.join(names)}")
     found: Tensor = features[name]
@@ -49,6 +51,19 @@ def regressor(inputs: int, outputs: int, hidden: int, always: bool, generator: t
     if hidden:
         return nn.Sequential(linear(inputs, hidden, generator), nn.ReLU(), linear(hidden, outputs, generator))
     return linear(inputs, outputs, generator) if always or inputs != outputs else nn.Identity()
+
+
+class ByTask(nn.Module):
+    """Of several tasks one network for each, of which the state's own is read: features [..., F] and tasks [...] → [..., F']."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, features: Tensor, task: Tensor) -> Tensor:
+        """[..., F']"""
+        own = F.one_hot(task.long(), len(self.networks)).to(features).unbind(-1)
+        return torch.stack([which.unsqueeze(-1) * network(features) for which, network in zip(own, self.networks, strict=True)]).sum(0)
 
 
 def counted(batch: Batch, *tensors: Tensor, most: int | None = None) -> list[Tensor]:

@@ -6,6 +6,7 @@ dimensions are 0, and a Box action is rescaled where the tasks' bounds differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from distillrl import tasks, teachers
 from distillrl.actions import Action, Categorical, Deterministic, Gaussian
 from distillrl.errors import Misconfigured
+from distillrl.objectives import in_order
 from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters
 from distillrl.records import ActionSpace, Prediction, Spec, over_states
 from distillrl.spaces import differences
@@ -25,7 +27,9 @@ from distillrl.tasks import TASK
 from distillrl.teachers.many import alike
 
 SHARED = frozenset({"action", "distribution", "value", "q"})
-"""What is passed on where all teachers give it, beside features of the same name and width; Q-values where all tasks have as many actions."""
+"""What is passed on where all teachers give it, beside features; Q-values where all tasks have as many actions."""
+LAST = "last"
+"""The layer that stands for each teacher's own last one, whatever it is called."""
 
 
 class Tasked:
@@ -39,12 +43,16 @@ class Tasked:
         self.legal = None if legal is None else torch.from_numpy(legal)
         bounds = torch.tensor(spec.action.low), torch.tensor(spec.action.high)
         self.bounds = bounds if spec.action.kind == "box" else None
-        given = frozenset.intersection(*(p.gives for p in policies))
-        self.gives = frozenset(w for w in given if w in SHARED or w.startswith("features.")) - ({"q"} if legal is not None else set())
+        self.layers = _layers(policies)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of each layer's features, where they are brought to one: as wide as the widest teacher's, the narrower ones filled up with zeros."""
+        given = (frozenset.intersection(*(p.gives for p in policies)) & SHARED) - ({"q"} if legal is not None else set())
+        self.gives = given | {f"features.{name}" for name in self.layers[0]}
         self._examples = [self._ask(k, self._blank(1), policies[k].init(1), None, self.gives)[0] for k in range(len(policies))]
-        uneven = {name for name in self._examples[0].features if len({e.features[name].shape[-1] for e in self._examples}) > 1}
-        self.gives -= {f"features.{name}" for name in uneven}
-        self.info: Mapping[str, Any] = self._info(uneven)
+        for name in self.layers[0]:
+            each = {tuple(e.features[name].shape[1:]) for e in self._examples}
+            self.shapes[name] = each.pop() if len(each) == 1 else (max(math.prod(shape) for shape in each),)
+        self.info: Mapping[str, Any] = self._info()
 
     def init(self, n: int) -> Memory:
         """Every teacher's, named by its task's number."""
@@ -85,18 +93,27 @@ class Tasked:
         """What teacher ``k`` says, in the joined action space."""
         policy, task = self.policies[k], self.tasks[k]
         mine = {own: obs[place] for place, own in task.observations.items() if own in policy.spec.observations}
-        said, memory = policy.act(mine, memory, starts, wants)
+        layers = {f"features.{name}": f"features.{own}" for name, own in self.layers[k].items()}
+        said, memory = policy.act(mine, memory, starts, wants if wants is ACTION else frozenset(layers.get(w, w) for w in wants))
         assert said.action is not None
         action = joined_action(said.action, task.action, self.spec.action, self.bounds, None if self.legal is None else self.legal[k])
         if examples := getattr(self, "_examples", None):  # of one kind, whichever tasks are at hand
             action = alike([action, *(e.action for e in examples)])[0]
-        kept = {name: value for name, value in said.features.items() if f"features.{name}" in self.gives}
+        lead = obs[TASK].dim() if TASK in obs else 1  # the rows of one task are flat, and without it
+        kept = {name: self._evened(name, said.features[own], lead) for name, own in self.layers[k].items() if f"features.{name}" in wants}
         return Prediction(action, q=said.q if "q" in wants & self.gives else None, value=said.value if "value" in wants & self.gives else None, features=kept), memory
 
-    def _info(self, uneven: set[str]) -> dict[str, Any]:
+    def _evened(self, name: str, features: Tensor, lead: int) -> Tensor:
+        """[..., F] or the map that all teachers have; ``lead`` dimensions are the states'."""
+        shape = self.shapes.get(name, tuple(features.shape[lead:]))
+        if tuple(features.shape[lead:]) == shape:
+            return features
+        flat = features.flatten(lead)
+        return F.pad(flat, (0, shape[0] - flat.shape[-1]))
+
+    def _info(self) -> dict[str, Any]:
         each = [dict(p.info) for p in self.policies]
         missing = {k: "not every one of them gives it" for k in ("distribution", "q", "value") if k not in self.gives}
-        missing |= {f"features.{name}": "as wide in each is right" for name in sorted(uneven)}
         played = [str(e.get("environment") or t.name) for e, t in zip(each, self.tasks, strict=True)]
         return {
             "format": "several", "algorithm": f"{len(each)} teachers, one a task", "saved_by": None, "layers": [], "activation": None, "normaliser": "each its own",
@@ -104,6 +121,15 @@ class Tasked:
             "missing": missing, "parameters": self.acting_parameters(), "environment": ",".join(played), "teachers": each,
             "notes": [f"{t.name}: {n}" for t, e in zip(self.tasks, each, strict=True) for n in e.get("notes", ())],
         }  # fmt: skip
+
+
+def _layers(policies: Sequence[Policy]) -> list[dict[str, str]]:
+    """For each teacher {layer as it is asked for: the teacher's own name of it}: those that all have, and ``last``, each one's last."""
+    own = [in_order(w.removeprefix("features.") for w in p.gives if w.startswith("features.")) for p in policies]
+    if not all(own):
+        return [{} for _ in policies]
+    shared = [name for name in own[0] if all(name in names for names in own)]
+    return [{**{name: name for name in shared}, LAST: names[-1]} for names in own]
 
 
 def load(source: Any, options: teachers.Options, spec: Spec) -> Policy:
