@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distillrl import artifact, phases, students
+from distillrl import phases, students
 from distillrl.actions import Categorical
 from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured
@@ -32,15 +32,6 @@ def test_a_sequence_equals_its_steps_and_an_episode_begins_with_nothing(word):
     fresh, _ = student.act({"obs": x[5]}, student.init(3), None)
     assert torch.allclose(fresh.action.logits[1], whole.action.logits[5, 1], atol=1e-6)
     assert not torch.allclose(fresh.action.logits[0], whole.action.logits[5, 0], atol=1e-6)
-
-
-@pytest.mark.parametrize("word", ["gru:8", "lstm:8:4"])
-def test_it_comes_back_from_its_artifact(word, tmp_path):
-    student = students.make(word, TWO, generator(), see="pick=1, stack=2")
-    artifact.write_bytes(tmp_path / "s.safetensors", artifact.dumps(student.header(), student.artifact_tensors()))
-    again = students.build(*artifact.load(tmp_path / "s.safetensors"))
-    x = torch.randn(5, 2, generator=generator(3))
-    assert torch.equal(again.act({"obs": x}, again.init(5), None)[0].action.logits, student.act({"obs": x}, student.init(5), None)[0].action.logits)
 
 
 @pytest.mark.parametrize("word", ["gru:", "gru:0", "lstm:x", "gru:8:0", "gru:-1"])

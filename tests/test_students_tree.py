@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillrl import artifact, students
+from distillrl import students
 from distillrl.actions import Categorical, Gaussian
 from distillrl.dataset import Dataset
 from distillrl.errors import Failed, Misconfigured
@@ -61,14 +61,6 @@ def test_its_python_and_its_drawing_are_complete():
     assert [scope["act"](row) for row in x] == tree.act({"obs": torch.from_numpy(x)}, {}, None)[0].action.mode.tolist()
     assert tree_text.as_svg(tree).count("<rect") == 5
     assert tree_text.as_c(tree).count("return") == 3
-
-
-def test_it_comes_back_from_its_artifact(tmp_path):
-    tree = by_hand()
-    artifact.write_bytes(tmp_path / "t.safetensors", artifact.dumps(tree.header(), tree.artifact_tensors()))
-    again = students.build(*artifact.load(tmp_path / "t.safetensors"))
-    x = torch.randn(50, 4, generator=generator(1))
-    assert torch.equal(again.act({"obs": x}, {}, None)[0].action.mode, tree.act({"obs": x}, {}, None)[0].action.mode)
 
 
 @pytest.mark.parametrize(("name", "value"), [("branches", -1), ("branches", 0), ("branches", 99), ("feature", 4), ("feature", -1)])
