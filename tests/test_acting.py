@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from distillrl import students
-from distillrl.acting import LARGEST, acting
+from distillrl import envs, states, students
+from distillrl.acting import LARGEST, acting, picking
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical, gumbel
+from distillrl.envs import EnvOptions, Seeds
 from distillrl.policies import ACTION, agreement
 from distillrl.records import ActionSpace, Group, Prediction, Spec
 from distillrl.senses import Normalise
+from distillrl.states import Drive, Who
 
 SPECS = {
     "discrete": ActionSpace("discrete", n=4),
@@ -77,3 +79,28 @@ def test_a_rule_of_several_choices_agrees_state_by_state(family):
     other[1, -1] = 1 - other[1, -1]
     assert agreement(mine, Prediction(Deterministic(other))).tolist() == [True, False]
     assert agreement(Prediction(Deterministic(other)), mine).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_student_that_drives_alone_plays_what_it_plays_with_records(sampled, monkeypatch):
+    vector = envs.make(EnvOptions("CartPole-v1", backend="gymnasium:1"), 4, Seeds(0))
+
+    def rollout():
+        student = students.make("mlp:8x8", vector.spec, torch.Generator().manual_seed(0))
+        drive = Drive(vector, vector.spec, torch.Generator().manual_seed(0))
+        drive.begin(student, student)
+        with torch.inference_mode():
+            return drive.collect(60, Who(0.0, sampled=sampled), student, student, ACTION, frozenset({"obs"}), labelling=False)
+
+    alone = rollout()
+    monkeypatch.setattr(states, "picking", lambda *_: None)
+    with_records = rollout()
+    assert torch.equal(alone.action, with_records.action)
+    assert torch.equal(alone.obs["obs"], with_records.obs["obs"])
+    assert alone.terminated.any(), "episodes end, and begin anew"
+
+
+def test_only_a_small_network_of_one_choice_plays_without_records():
+    assert picking(student("discrete", "mlp:16x16"), 16) is not None
+    assert picking(student("discrete", "mlp:64x64"), LARGEST // 64**2 + 1) is None
+    assert picking(student("box", "mlp:16x16"), 16) is None

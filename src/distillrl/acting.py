@@ -7,6 +7,7 @@ about 10 µs anew: the 16×16 student of 16 slots takes 85 µs by torch here and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from distillrl.records import Prediction
 from distillrl.students.networks import Network
 
 Act = Callable[[Mapping[str, Tensor], Memory, Tensor | None], tuple[Prediction, Memory]]
+Pick = Callable[[Mapping[str, Tensor], np.ndarray | None], np.ndarray]
 LARGEST = 1 << 17
 """Multiply-adds of a layer above which torch is as soon, and numpy's BLAS would wake threads that stall a small call."""
 
@@ -32,36 +34,67 @@ def acting(policy: Policy) -> Act:
     plain = _plain(policy)
     if plain is None:
         return partial(policy.act, wants=ACTION)
-    name, before, layers = plain
     head, log_std, torchs = policy.head, policy.log_std, policy.act  # type: ignore[attr-defined]  # a Network
-    most = LARGEST // max(weight.size for weight, _, _ in layers)
 
     def act(obs: Mapping[str, Tensor], memory: Memory, starts: Tensor | None) -> tuple[Prediction, Memory]:
-        given = obs[name]
-        if len(given) > most:
+        if len(obs[plain.name]) > plain.most:
             found: tuple[Prediction, Memory] = torchs(obs, memory, starts)
             return found
-        x = given.numpy()
-        if before is not None:
-            scale, shift, clip = before
+        return Prediction(head.decode(torch.from_numpy(plain(obs)), log_std)), memory
+
+    return act
+
+
+def picking(policy: Policy, n: int) -> Pick | None:
+    """(observations, Gumbel noise [n, A] or None) → the action [n] int64 of a student of discrete actions, a sample or the most likely one.
+
+    It is what ``acting`` gives, without its records, which cost as much as the numbers do; None where the student is no such network or n states are too many.
+    """
+    plain = _plain(policy)
+    if plain is None or n > plain.most or policy.head.kind != "categorical":  # type: ignore[attr-defined]  # a Network
+        return None
+
+    def pick(obs: Mapping[str, Tensor], noise: np.ndarray | None) -> np.ndarray:
+        scores = plain(obs)
+        return (scores if noise is None else scores + noise).argmax(-1)
+
+    return pick
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A small plain network's numbers by numpy: observations → [n, out] float32."""
+
+    name: str
+    """The group that it reads."""
+    before: tuple[np.ndarray, np.ndarray, np.float32] | None
+    """Its normaliser's scale, shift and clip."""
+    layers: list[Any]
+    """(weight [in, out], bias, activation) each."""
+    most: int
+    """States for which numpy is sooner than torch."""
+
+    def __call__(self, obs: Mapping[str, Tensor]) -> np.ndarray:
+        """Its last layer's numbers [n, out], of arrays of its own."""
+        x = obs[self.name].numpy()
+        if self.before is not None:
+            scale, shift, clip = self.before
             x = x * scale
             x += shift
             if clip < UNCLIPPED:
                 np.maximum(x, -clip, out=x)
                 np.minimum(x, clip, out=x)
-        for weight, bias, activate in layers:
+        for weight, bias, activate in self.layers:
             x = x @ weight
             if bias is not None:
                 x += bias
             if activate is not None:
                 activate(x)
-        return Prediction(head.decode(torch.from_numpy(x), log_std)), memory
-
-    return act
+        return x
 
 
-def _plain(policy: Any) -> tuple[str, tuple[np.ndarray, np.ndarray, np.float32] | None, list[Any]] | None:
-    """The group that it reads, its normaliser, and its layers as (weight [in, out], bias, activation); None where it is anything but those."""
+def _plain(policy: Any) -> Plain | None:
+    """None where the policy is anything but a normaliser and layers."""
     if type(policy) is not Network or policy.remembering or policy.quantiles or policy.log_std_layer is not None or policy.sde or policy.spec.tasks:
         return None
     if policy.out is None or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in policy.parameters()):
@@ -77,7 +110,7 @@ def _plain(policy: Any) -> tuple[str, tuple[np.ndarray, np.ndarray, np.float32] 
             return None
         before = (step.get_buffer("scale0").numpy(), step.get_buffer("shift0").numpy(), np.float32(step.clip))
     layers = _layers([policy.body, policy.out])
-    return (name, before, layers) if layers else None
+    return Plain(name, before, layers, LARGEST // max(weight.size for weight, _, _ in layers)) if layers else None
 
 
 def _layers(modules: list[nn.Module]) -> list[Any] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distillrl import rescuing, tasks
-from distillrl.acting import acting
+from distillrl.acting import Pick, acting, picking
 from distillrl.actions import Categorical, gumbel
 from distillrl.envs import Observations, Vector
 from distillrl.errors import Failed
@@ -153,7 +153,7 @@ class Drive:
             raise Failed("the environment gave a reward that is NaN or infinite")
         return Rollout(
             obs=obs,
-            action=torch.stack(actions),
+            action=actions,
             reward=torch.from_numpy(reward),
             terminated=torch.from_numpy(ended[0]),
             truncated=torch.from_numpy(ended[1]),
@@ -170,13 +170,16 @@ class Drive:
 
     def _drive(
         self, steps: int, who: Who, teacher: Policy, student: Policy, wants: frozenset[str], by_teacher: Tensor, obs: dict[str, Tensor], ask: bool, sparse: bool
-    ) -> tuple[list[Tensor], list[Prediction | None], np.ndarray, np.ndarray]:
+    ) -> tuple[Tensor, list[Prediction | None], np.ndarray, np.ndarray]:
         """Play ``steps`` ticks into ``obs`` [steps + 1, n, ...]: actions and labels of each tick, reward [steps, n], ended [2, steps, n]."""
         reward, ended = np.empty((steps, self.n), dtype=np.float32), np.empty((2, steps, self.n), dtype=bool)
         settled = who.beta in (0, 1) and not who.shared  # who drives is the same at every step
         act = acting(student) if who.beta < 1 or self.memory["student"] else None
-        noise = gumbel((steps, self.n, self.spec.action.n), self.generator) if who.sampled and self.spec.action.kind == "discrete" else None
+        discrete = self.spec.action.kind == "discrete"
+        noise = gumbel((steps, self.n, self.spec.action.n), self.generator) if who.sampled and discrete else None
         rows = {k: (value.numpy(), value.unbind(0)) for k, value in obs.items()}
+        if discrete and not ask and not who.noise and (pick := picking(student, self.n)) is not None:
+            return self._alone(pick, noise, rows, reward, ended), [], reward, ended
         labels: list[Prediction | None] = []
         actions: list[Tensor] = []
         label = own = None
@@ -199,7 +202,16 @@ class Drive:
             self._step(to_environment(action, self.spec), reward[t], ended[:, t], {k: (array[t + 1], row[t + 1]) for k, (array, row) in rows.items()})
             for k in rows if ask else ():  # before the teacher sees it, which may refuse it in words of its own
                 refuse_nan_observation(k, rows[k][0][None, t + 1], self.index[None])
-        return actions, labels, reward, ended
+        return torch.stack(actions), labels, reward, ended
+
+    def _alone(self, pick: Pick, noise: Tensor | None, rows: dict[str, tuple[np.ndarray, tuple[Tensor, ...]]], reward: np.ndarray, ended: np.ndarray) -> Tensor:
+        """``_drive`` where a small student drives alone: its actions [steps, n], without the records, which took a fifth of the time."""
+        actions, start = np.empty(reward.shape, np.int64), self.spec.action.start
+        drawn = None if noise is None else noise.numpy()
+        for t, action in enumerate(actions):
+            action[:] = pick(self.obs, None if drawn is None else drawn[t])
+            self._step(action + start, reward[t], ended[:, t], {k: (array[t + 1], row[t + 1]) for k, (array, row) in rows.items()})
+        return torch.from_numpy(actions)
 
     def _assign(self, steps: int, who: Who) -> Tensor:
         """[steps, n] (or [1, n] where it is always the same): whether the teacher drives."""
