@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fit the rational functions of src/distillrl/targets/c_kernels.py: tanh and erf as x·P(x²)/Q(x²), least greatest error, and print them.
+"""Fit the rational functions of src/distillrl/targets/c_activations.py: tanh and erf as x·P(x²)/Q(x²), least greatest error, and print them.
 
     python scripts/fit_activations.py          # seconds; needs numpy
 

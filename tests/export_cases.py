@@ -131,6 +131,13 @@ def activations() -> Network:
     return made(vector(13), [], layers, nn.Linear(13, 4))
 
 
+def more_activations() -> Network:
+    layers: list[nn.Module] = []
+    for kind in (nn.Mish, nn.Softplus, lambda: nn.Softplus(2.0), nn.CELU, lambda: nn.CELU(0.5), nn.SELU, nn.LogSigmoid, nn.Softsign, nn.Hardswish, nn.Hardsigmoid):
+        layers += [nn.Linear(13, 13), kind()]
+    return made(vector(13), [], layers, nn.Linear(13, 4))
+
+
 def tree(space: ActionSpace, leaves: int = 40) -> Fitted:
     """A tree of random tests, grown by splitting leaves in turn."""
     network = students.make(f"tree:leaves={leaves}", Spec(vector(), space), generator())
@@ -242,6 +249,7 @@ CASES = {
     "tree of switches": lambda: tree(ActionSpace("multibinary", (3,), n=3)),
     "norms": norms,
     "activations": activations,
+    "more activations": more_activations,
     "zeros": zeros,
     "grid": grid,
     "grey": lambda: seen(True),

@@ -16,7 +16,7 @@ from distillrl.errors import Misconfigured
 from distillrl.filters import Noise
 from distillrl.targets import plan as steps
 from distillrl.targets import running
-from distillrl.targets.c_kernels import RATIONAL
+from distillrl.targets.c_activations import RATIONAL
 from distillrl.targets.tracing import trace
 
 

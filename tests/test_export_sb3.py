@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export_cases import differences
 from test_export_targets import need_runtime
 
 from distillrl import exporting, loading
-from distillrl.errors import Misconfigured
 from distillrl.policies import as_groups, played, to_environment
 from distillrl.teachers.sklearn import Trees
 
@@ -88,8 +88,10 @@ def test_a_scikit_learn_tree_chooses_the_same_at_its_very_thresholds(name, to, t
     assert torch.equal(mine.float(), theirs.float())
 
 
-def test_a_forest_of_probabilities_goes_to_torch_only(tmp_path):
+@pytest.mark.parametrize("to", ["python", "onnx", "js", "c", "torch"])
+def test_a_forest_of_probabilities_goes_everywhere(to, tmp_path):
+    need_runtime(to)
     policy = loading.load(Path(__file__).parent / "data" / "formats" / "sklearn_forest" / "model.skops").policy
-    with pytest.raises(Misconfigured, match="LogOf.*the target torch"):
-        exporting.export(policy, "c", tmp_path)
-    exporting.export(policy, "torch", tmp_path)
+    raw_error, action_error, _ = differences(policy, exporting.opened(exporting.export(policy, to, tmp_path), policy))
+    assert raw_error < 1e-5
+    assert action_error == 0

@@ -18,6 +18,8 @@ from export_cases import BOX, CASES, MEMORY, ROUNDED, differences, mlp, observat
 from distillrl import exporting, parity
 from distillrl.errors import Misconfigured, Missing
 from distillrl.students.networks import Network
+from distillrl.targets import plan as steps
+from distillrl.targets import playing
 
 RUNTIMES = {"js": "node", "c": "gcc", "compiled": "gcc"}
 
@@ -345,3 +347,28 @@ def test_whole_numbers_are_the_same_everywhere(to, tmp_path):
     error = abs(played.raw - exact.logits.numpy()).max(-1)
     assert (error < 1e-4).mean() > 0.97  # a number between two steps may fall on either
     assert error.max() < 0.02
+
+
+@pytest.mark.parametrize("to", ["c", "python", "js", "onnx"])
+def test_activations_are_near_the_truth_for_small_and_large_numbers(to, tmp_path):
+    need_runtime(to)
+    x = np.concatenate([np.linspace(-30, 30, 2401), np.geomspace(1e-30, 1e30, 199), [0.0, 1e-12]]).astype(np.float32)
+    kinds = ["exp", "log", "sqrt", "reciprocal", "erf", "step", "softplus", "mish", "tanh", "sigmoid"]
+    own = {"exp": x <= 30, "log": x > 0, "sqrt": x >= 0, "reciprocal": np.abs(x) > 1e-29}
+    takes = np.stack([np.where(own.get(k, np.ones_like(x, bool)), x, 1) for k in kinds], -1).astype(np.float32)
+    ops, parts = [], []
+    for i, kind in enumerate(kinds):
+        ops += [steps.Take(f"t{i}", "obs", (i,)), steps.Activate(f"a{i}", f"t{i}", kind)]
+        parts.append(f"a{i}")
+    shapes = {"obs": (len(kinds),), "out": (len(kinds),), **dict.fromkeys((*parts, *(f"t{i}" for i in range(len(kinds)))), (1,))}
+    plan = steps.Plan((steps.Input("obs", (len(kinds),), "float32"),), (), (*ops, steps.Concat("out", tuple(parts))), "out", steps.Decode("argmax"), shapes)
+    files, _ = __import__(f"distillrl.targets.{to}", fromlist=["write"]).write(plan, {}, tmp_path, "all")
+    main = next(f for f in files if f.suffix == exporting.TARGETS[to].main)
+    run = playing.python(main) if to == "python" else getattr(playing, to)(main, plan)
+    found = run({"obs": takes}, {})[1]
+    wide = torch.from_numpy(takes).double()
+    truth = {"reciprocal": torch.reciprocal, "erf": torch.erf, "step": lambda v: (v > 0).double(), "softplus": torch.nn.functional.softplus, "mish": torch.nn.functional.mish}
+    for i, kind in enumerate(kinds):
+        expected = truth.get(kind, getattr(torch, kind, None))(wide[:, i]).numpy()
+        error = np.abs(found[:, i] - expected) / np.maximum(1, np.abs(expected))
+        assert error.max() < 1e-6, (kind, x[error.argmax()])

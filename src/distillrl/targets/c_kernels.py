@@ -2,10 +2,12 @@
 
 They are written over ``vec``, which is as many floats as the compiler's target holds in one register (gcc's and clang's vector types; one
 float elsewhere, or with -DNAME_PLAIN), so that accumulators stay in registers, where gcc would spill an array of them. Weights lie in panels
-of 8 outputs. tanh and erf are odd rational functions x·P(x²)/Q(x²), fitted by scripts/fit_activations.py; each activation is within 5e-7 of the truth.
+of 8 outputs. Activations are in c_activations.
 """
 
 from __future__ import annotations
+
+from distillrl.targets.c_activations import ACTIVATIONS
 
 PRELUDE = """
 #if defined(__GNUC__) && !defined(@NAME@_PLAIN) && defined(__AVX__)
@@ -91,40 +93,6 @@ static void dense(const float *x, const float *w, const float *b, float *y, int 
 }}
 """
 
-RATIONAL = {
-    "tanh": (
-        9.0,
-        (0.9999998807907104, 0.1337318867444992, 0.0034865709021687508, 2.0471647076192312e-05, 1.318397035987573e-08),
-        (1.0, 0.46706485748291016, 0.025841938331723213, 0.00032713671680539846, 7.70255951465515e-07),
-    ),
-    "erf": (
-        4.0,
-        (1.128378987312317, 0.19624750316143036, 0.053467243909835815, 0.004003569949418306, 0.0002880376123357564, 1.9748154045373667e-06),
-        (1.0, 0.507250964641571, 0.11647578328847885, 0.015444274060428143, 0.0012163373176008463, 3.748050585272722e-05),
-    ),
-}
-"""name → the range outside of which the function is ±1 to float32, P and Q from the constant term on."""
-
-
-def _rational(name: str) -> str:
-    end, p, q = RATIONAL[name]
-
-    def horner(coefficients: tuple[float, ...]) -> str:
-        text = f"SPLAT({coefficients[-1]:.9g}f)"
-        for c in coefficients[-2::-1]:
-            text = f"({text} * s + {c:.9g}f)" if c != 1.0 else f"({text} * s + 1.0f)"
-        return text
-
-    return f"""static vec {name}_(vec v)
-{{
-    const vec x = larger(smaller(v, SPLAT({end:.1f}f)), SPLAT(-{end:.1f}f));
-    const vec s = x * x;
-    return x * {horner(p)}
-        / {horner(q)};
-}}
-"""
-
-
 def _sparse(kind: str, name: str) -> str:
     return f"""/* y[m] = W x + b, where most of W is zero: row j has count[j] weights w, each with the place of its input in x. */
 static void {name}_(const float *x, const float *w, const {kind} *at, const uint16_t *count, const float *b, float *y, int m)
@@ -175,40 +143,7 @@ static void {name}_(const {kind} *x, const int32_t *places, const float *weights
 FUNCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "smaller": (SMALLER, ()),
     "larger": (LARGER, ()),
-    "tanh": (_rational("tanh"), ("smaller", "larger")),
-    "erf": (_rational("erf"), ("smaller", "larger")),
-    "sigmoid": ("static vec sigmoid_(vec x) { return 0.5f * tanh_(0.5f * x) + 0.5f; }\n", ("tanh",)),
-    "silu": ("static vec silu_(vec x) { return x * sigmoid_(x); }\n", ("sigmoid",)),
-    "relu": ("static vec relu_(vec x) { return larger(x, SPLAT(0.0f)); }\n", ("larger",)),
-    # e^x − 1 = 2t / (1 − t) with t = tanh(x / 2), well conditioned for x < 0.
-    "elu": (
-        "static vec elu_(vec x, float alpha)\n{\n    const vec t = tanh_(0.5f * smaller(x, SPLAT(0.0f)));\n"
-        "    return SELECT(x > SPLAT(0.0f), x, alpha * 2.0f * t / (1.0f - t));\n}\n",
-        ("tanh", "smaller"),
-    ),
-    # e^x = (1 + t) / (1 − t); for the logarithm of a spread, which is at most 2.
-    "exp": ("static vec exp_(vec x) { const vec t = tanh_(0.5f * x); return (1.0f + t) / (1.0f - t); }\n", ("tanh",)),
-    "gelu": ("static vec gelu_(vec x) { return 0.5f * x * (1.0f + erf_(0.707106781f * x)); }\n", ("erf",)),
-    "gelu_tanh": (
-        "static vec gelu_tanh_(vec x) { return 0.5f * x * (1.0f + tanh_(0.797884561f * (x + 0.044715f * x * x * x))); }\n",
-        ("tanh",),
-    ),
-    "leaky": ("static vec leaky_(vec x, vec slope) { return SELECT(x > SPLAT(0.0f), x, slope * x); }\n", ()),
-    "clip": ("static vec clip_(vec x, float low, float high) { return larger(smaller(x, SPLAT(high)), SPLAT(low)); }\n", ("smaller", "larger")),
-    # Of numbers within ± half, which NaN is made one of: a conversion of others to int has no defined result.
-    "round": (
-        """static vec round_(vec x, float half)
-{
-    const vec y = SELECT(x > SPLAT(-half), x, SPLAT(-half)) + (half + 0.5f);
-#if LANES > 1
-    return __builtin_convertvector(__builtin_convertvector(y, mask), vec) - half;
-#else
-    return (float)(int32_t)y - half;
-#endif
-}
-""",
-        (),
-    ),
+    **ACTIVATIONS,
     "dense": (DENSE, ()),
     "sparse8": (_sparse("uint8_t", "sparse8"), ()),
     "sparse16": (_sparse("uint16_t", "sparse16"), ()),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distillrl.targets import plan as steps
-from distillrl.targets.c_kernels import RATIONAL
+from distillrl.targets.c_activations import RATIONAL
 from distillrl.targets.js_page import CARTPOLE
 from distillrl.targets.plan import NOISE, Plan
 
@@ -29,6 +29,7 @@ FUNCTIONS = {
   }
 }""",
     "sigmoid": "const sigmoid = (v) => 0.5 * Math.tanh(0.5 * v) + 0.5;",
+    "softplus": "const softplus = (v) => Math.max(v, 0) + Math.log1p(Math.exp(-Math.abs(v)));",
     "erf": f"""const ERF_P = {list(RATIONAL['erf'][1][::-1])}, ERF_Q = {list(RATIONAL['erf'][2][::-1])};
 function erf(v) {{
   const x = Math.min(Math.max(v, -4), 4), s = x * x;
@@ -80,6 +81,13 @@ ACTIVATE = {
     "sigmoid": "sigmoid(v)",
     "silu": "v * sigmoid(v)",
     "exp": "Math.exp(v)",
+    "log": "Math.log(v)",
+    "sqrt": "Math.sqrt(v)",
+    "reciprocal": "1 / v",
+    "erf": "erf(v)",
+    "step": "v > 0 ? 1 : 0",
+    "softplus": "softplus(v)",
+    "mish": "v * Math.tanh(softplus(v))",
     "round": "Math.floor(v + 0.5)",
     "elu": "v > 0 ? v : {first} * Math.expm1(v)",
     "gelu": "0.5 * v * (1 + erf(v * Math.SQRT1_2))",

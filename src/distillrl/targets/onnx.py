@@ -138,10 +138,17 @@ def _activate(p: _Printer, op: steps.Activate) -> None:
         p.node("Gelu", [x], op.out, approximate="tanh" if op.kind == "gelu_tanh" else "none")
     elif op.kind == "round":
         p.node("Sub", [p.node("Floor", [p.node("Add", [x, p.constant(float(np.max(op.first)) + 0.5)])]), p.constant(op.first)], op.out)
+    elif op.kind == "step":
+        p.node("Cast", [p.node("Greater", [x, p.constant(0.0)])], op.out, to=1)
     elif op.kind == "elu":
         p.node("Elu", [x], op.out, alpha=float(op.first))
     else:
-        p.node({"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "exp": "Exp"}[op.kind], [x], op.out)
+        p.node(PLAIN[op.kind], [x], op.out)
+
+
+PLAIN = {
+    "tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "erf": "Erf", "softplus": "Softplus", "mish": "Mish",
+}  # fmt: skip
 
 
 def _affine(p: _Printer, op: steps.Affine) -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-ACTIVATIONS = ("tanh", "relu", "sigmoid", "silu", "elu", "gelu", "gelu_tanh", "leaky", "clip", "exp", "round")
-"""Elementwise functions that every code target has; ``leaky`` has a slope (one, or one of each entry), ``elu`` an alpha, ``clip`` two ends; ``exp`` is good to 1e-6 up to 2 (a log_std); ``round`` is to the nearest whole number, halves up, within ± its first parameter."""
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "silu", "elu", "gelu", "gelu_tanh", "leaky", "clip", "exp", "round", "log", "sqrt", "reciprocal", "erf", "step", "softplus", "mish")
+"""Elementwise functions that every code target has; ``leaky`` has a slope (one, or one of each entry), ``elu`` an alpha, ``clip`` two ends; ``step`` is 1 above 0, else 0; ``round`` is to the nearest whole number, halves up, within ± its first parameter."""
 NOISE = {"argmax": "gumbel", "multi": "gumbel", "threshold": "logistic", "clip": "normal", "tanh": "normal"}
 """The distribution of the noise that makes a most likely action a sampled one (Gumbel 1954: the argmax of logits plus Gumbel noise)."""
 

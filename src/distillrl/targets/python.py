@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distillrl.targets import plan as steps
-from distillrl.targets.c_kernels import RATIONAL
+from distillrl.targets.c_activations import RATIONAL
 from distillrl.targets.plan import NOISE, Decode, Plan, last_reads
 
 HELPERS = {
@@ -164,6 +164,13 @@ def _activate(p: _Printer, op: steps.Activate) -> str:
         "sigmoid": f"_sigmoid({x})",
         "silu": f"{x} * _sigmoid({x})",
         "exp": f"np.exp({x})",
+        "log": f"np.log({x})",
+        "sqrt": f"np.sqrt({x})",
+        "reciprocal": f"_f(1) / {x}",
+        "erf": f"_erf({x})",
+        "step": f"({x} > 0).astype(np.float32)",
+        "softplus": f"np.logaddexp({x}, _ZERO)",
+        "mish": f"{x} * np.tanh(np.logaddexp({x}, _ZERO))",
         "round": f"np.floor({x} + _f({float(np.max(op.first)) + 0.5!r})) - {first}",
         "elu": f"np.where({x} > 0, {x}, {first} * np.expm1(np.minimum({x}, _ZERO)))",
         "gelu": f"{x} * _HALF * (_erf({x} * _f(0.7071067811865476)) + _f(1))",

@@ -107,8 +107,21 @@ def activate(op: steps.Activate, x: Floats) -> Floats:
     if op.kind == "gelu_tanh":
         inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
         return x * np.float32(0.5) * (1 + np.tanh(inner))
+    if op.kind in PLAIN:
+        return PLAIN[op.kind](x)
     logistic = sigmoid(x)
     return x * logistic if op.kind == "silu" else logistic
+
+
+PLAIN: dict[str, Callable[[Floats], Floats]] = {
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "reciprocal": np.reciprocal,
+    "erf": _erf,
+    "step": lambda x: (x > 0).astype(np.float32),
+    "softplus": lambda x: np.logaddexp(x, np.float32(0)),
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, np.float32(0))),
+}
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -17,8 +17,9 @@ from distillrl.students.cnn import Fused, Image, Residual
 from distillrl.students.compact import Rounded
 from distillrl.students.fitted import Fitted
 from distillrl.students.networks import Network
-from distillrl.targets import fitting, sensing
+from distillrl.targets import arithmetic, fitting, sensing
 from distillrl.targets import plan as steps
+from distillrl.targets.arithmetic import activate
 from distillrl.targets.plan import Decode, Floats, Input, Plan
 from distillrl.targets.sensing import CODE, Builder
 from distillrl.tasks import TASK
@@ -137,7 +138,9 @@ def _layer(b: Builder, x: str, layer: nn.Module, where: str) -> str:
         parts = [_layer(b, _span(b, x, *span), inner, f"{where}.{i}") for i, (span, inner) in enumerate(zip(layer.spans, layer.layers, strict=True))]
         return b.add(steps.Concat(b.name(), tuple(parts)), (sum(b.size(v) for v in parts),))
     if type(layer) in PLAIN:
-        return _activate(b, x, PLAIN[type(layer)])
+        return activate(b, x, PLAIN[type(layer)])
+    if type(layer) in MADE:
+        return MADE[type(layer)](b, x)
     convert = LAYERS.get(type(layer))
     made = convert(b, x, layer) if convert else None
     if made is None:
@@ -167,7 +170,7 @@ def _rounded(b: Builder, x: str, layer: Rounded) -> str:
     """Onto whole numbers and back, then a dense layer; with all that a target of whole numbers needs to do without the floats."""
     inverse, zero, weight, shape = _floats(layer.inverse), _floats(layer.zero), _floats(layer.weight), (b.size(x),)
     inside = b.add(steps.Affine(b.name(), x, inverse, zero, -float(layer.reach), layer.reach - 1.0), shape)
-    whole = _activate(b, inside, "round", float(layer.reach))
+    whole = activate(b, inside, "round", float(layer.reach))
     back = b.add(steps.Affine(b.name(), whole, 1 / inverse, -zero / inverse), shape)
     made, scale = None, b.scales.get(id(layer))
     if scale is not None:
@@ -177,13 +180,9 @@ def _rounded(b: Builder, x: str, layer: Rounded) -> str:
     return b.add(steps.Dense(b.name(), back, weight, _floats(layer.bias), made), (len(weight),))
 
 
-def _activate(b: Builder, x: str, kind: str, first: float | Floats = 0.0, second: float = 0.0) -> str:
-    return b.add(steps.Activate(b.name(), x, kind, first, second), b.shapes[x])
-
-
 def _prelu(b: Builder, x: str, layer: nn.PReLU) -> str:
     slope = _floats(layer.weight)
-    return _activate(b, x, "leaky", float(slope[0]) if slope.size == 1 else slope)
+    return activate(b, x, "leaky", float(slope[0]) if slope.size == 1 else slope)
 
 
 def _batch_norm(b: Builder, x: str, layer: nn.BatchNorm1d) -> str | None:
@@ -239,15 +238,21 @@ def _trees(b: Builder, x: str, layer: Trees) -> str:
     return b.add(steps.Affine(b.name(), total, np.full(1, 1 / layer.count, np.float32), np.zeros(1)), (layer.outputs,))
 
 
-def _log_of(b: Builder, x: str, layer: LogOf) -> str | None:
-    """Of one tree's probabilities: the logarithms are its leaves' then; of several trees' mean there is no plan."""
+def _log_of(b: Builder, x: str, layer: LogOf) -> str:
+    """Of one tree's probabilities: the logarithms are its leaves' then. Classes that aren't there read the first, times 0."""
     last = b.ops[-1]
-    if not isinstance(last, steps.Branches) or last.out != x:
-        return None
-    with torch.no_grad():
-        b.ops[-1] = replace(last, value=_floats(layer(torch.from_numpy(last.value))))
-    b.shapes[x] = (layer.n,)
-    return x
+    if isinstance(last, steps.Branches) and last.out == x:
+        with torch.no_grad():
+            b.ops[-1] = replace(last, value=_floats(layer(torch.from_numpy(last.value))))
+        b.shapes[x] = (layer.n,)
+        return x
+    logs = arithmetic.logarithm(b, x, LEAST)
+    known = layer.actions.tolist()
+    if known == list(range(layer.n)):
+        return logs
+    spread = b.add(steps.Take(b.name(), logs, tuple(known.index(a) if a in known else 0 for a in range(layer.n))), (layer.n,))
+    there = np.array([a in known for a in range(layer.n)])
+    return arithmetic.affine(b, spread, there, np.where(there, 0.0, FORBIDDEN))
 
 
 def _ungrouped(weight: Floats, groups: int) -> Floats:
@@ -269,7 +274,16 @@ def _layer_norm(b: Builder, x: str, layer: nn.LayerNorm) -> str | None:
     return b.add(steps.LayerNorm(b.name(), x, weight, bias, float(layer.eps)), b.shapes[x])
 
 
-PLAIN: dict[type, str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
+LEAST = 1e-12
+"""The smallest probability whose logarithm is taken (teachers.sklearn)."""
+PLAIN: dict[type, str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.Mish: "mish"}
+MADE: dict[type, Callable[[Builder, str], str]] = {
+    nn.SELU: arithmetic.selu,
+    nn.LogSigmoid: arithmetic.log_sigmoid,
+    nn.Softsign: arithmetic.softsign,
+    nn.Hardswish: arithmetic.hard_swish,
+    nn.Hardsigmoid: arithmetic.hard_sigmoid,
+}
 LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     nn.Linear: _linear,
     Rounded: _rounded,
@@ -283,11 +297,13 @@ LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     Renorm: _affine,
     Reorder: lambda b, x, layer: b.add(steps.Take(b.name(), x, tuple(layer.order.tolist())), (len(layer.order),)),
     nn.PReLU: _prelu,
-    nn.ELU: lambda b, x, layer: _activate(b, x, "elu", float(layer.alpha)),
-    nn.GELU: lambda b, x, layer: _activate(b, x, "gelu_tanh" if layer.approximate == "tanh" else "gelu"),
-    nn.LeakyReLU: lambda b, x, layer: _activate(b, x, "leaky", float(layer.negative_slope)),
-    nn.Hardtanh: lambda b, x, layer: _activate(b, x, "clip", float(layer.min_val), float(layer.max_val)),
-    nn.ReLU6: lambda b, x, layer: _activate(b, x, "clip", float(layer.min_val), float(layer.max_val)),
+    nn.Softplus: lambda b, x, layer: arithmetic.softplus(b, x, float(layer.beta)),
+    nn.CELU: lambda b, x, layer: arithmetic.celu(b, x, float(layer.alpha)),
+    nn.ELU: lambda b, x, layer: activate(b, x, "elu", float(layer.alpha)),
+    nn.GELU: lambda b, x, layer: activate(b, x, "gelu_tanh" if layer.approximate == "tanh" else "gelu"),
+    nn.LeakyReLU: lambda b, x, layer: activate(b, x, "leaky", float(layer.negative_slope)),
+    nn.Hardtanh: lambda b, x, layer: activate(b, x, "clip", float(layer.min_val), float(layer.max_val)),
+    nn.ReLU6: lambda b, x, layer: activate(b, x, "clip", float(layer.min_val), float(layer.max_val)),
 }
 
 
@@ -344,7 +360,7 @@ def _sampled(b: Builder, policy: Network, latent: str, raw: str, task: str) -> t
     elif policy.log_std_layer is not None:
         log_std = _layer(b, latent, policy.log_std_layer, "log_std")
         low, high = policy.log_std_bounds
-        std_value = _activate(b, _activate(b, log_std, "clip", low, high), "exp")
+        std_value = activate(b, activate(b, log_std, "clip", low, high), "exp")
         value = b.add(steps.Combine(b.name(), std_value, name, "multiply"), b.shapes[name])
     decided = b.add(steps.Combine(b.name(), raw, value, "add"), b.shapes[raw])
     return decided, Input(name, b.shapes[name], "float32")
