@@ -18,6 +18,10 @@ from distillrl.students.cnn import Image, Residual
 from distillrl.students.fitted import Fitted
 from distillrl.students.growing import Examples
 from distillrl.students.networks import Network, initialise
+from distillrl.teachers.fitting import Reading, Seen
+from distillrl.teachers.graph import BATCH, Graph, Node, State
+from distillrl.teachers.graph import Ref as R
+from distillrl.teachers.graphpolicy import GraphPolicy
 from distillrl.teachers.recurrence import Recurrent
 from distillrl.wrapping import First, Join, RemainingTime
 
@@ -138,6 +142,41 @@ def more_activations() -> Network:
     return made(vector(13), [], layers, nn.Linear(13, 4))
 
 
+def attention() -> Network:
+    groups = {"far": Group((5,), "float32"), "middle": Group((4,), "float32"), "near": Group((3,), "float32")}
+    return mlp("attention:6x2:9", FOUR, groups)
+
+
+def graph() -> GraphPolicy:
+    """Operators of a converted file that no chain of layers has, two inputs, and a memory that doesn't start at 0."""
+    made = generator(4)
+
+    def c(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=made) * 0.6
+
+    constants = {"mean": c(6), "std": c(6).abs() + 0.5, "w": c(8, 6), "b": c(8), "mix": c(4, 3), "kernel": c(3, 2, 2), "out": c(4, 24), "slope": c(4), "gate": c(8, 8), "few": c(1, 2, 1)}
+    program: list[tuple[str, tuple[object, ...], tuple[str, ...]]] = [
+        ("sub", (R("obs"), R("mean")), ("t0",)), ("div", (R("t0"), R("std")), ("t1",)), ("clamp", (R("t1"), -2.0, 2.0), ("seen",)),
+        ("linear", (R("seen"), R("w"), R("b")), ("t2",)), ("add", (R("t2"), R("h")), ("t3",)), ("linear", (R("t3"), R("gate")), ("t4",)),
+        ("mish", (R("t4"),), ("after",)), ("view", (R("after"), (BATCH, 2, 4)), ("tokens",)), ("transpose", (R("tokens"), 1, 2), ("turned",)),
+        ("matmul", (R("tokens"), R("turned")), ("t5",)), ("softmax", (R("t5"), -1), ("share",)), ("matmul", (R("share"), R("tokens")), ("found",)),
+        ("amax", (R("found"), 1, True), ("t6",)), ("sub", (R("found"), R("t6")), ("t7",)), ("exp", (R("t7"),), ("t8",)), ("mean", (R("t8"), (2,), True), ("t9",)),
+        ("log", (R("t9"),), ("t10",)), ("where", (R("big"), R("t10"), R("few")), ("t11",)), ("mul", (R("found"), R("t11")), ("t12",)), ("prelu", (R("t12"), R("slope2")), ("t13",)),
+        ("pad", (R("t13"), (1, 0)), ("t14",)), ("convolution", (R("t14"), R("kernel"), None, (1,), (0,), (1,), False, (0,), 1), ("t15",)), ("flatten", (R("t15"), 1), ("t16",)),
+        ("matmul", (R("goal"), R("mix3")), ("t17",)), ("abs", (R("t17"),), ("t18",)), ("sqrt", (R("t18"),), ("t19",)), ("max", (R("t19"), R("goal")), ("t20",)), ("softsign", (R("t20"),), ("t21",)),
+        ("cat", ((R("t16"), R("after"), R("t21"), R("one")), 1), ("t22",)), ("linear", (R("t22"), R("out")), ("logits",)), ("gt", (R("found"), 0.1), ("big",)),
+    ]  # fmt: skip
+    program.insert(17, program.pop())  # what is compared before it is chosen by
+    constants |= {"mix3": c(3, 3), "slope2": c(2).abs(), "one": torch.ones(1, 1)}
+    constants["out"] = c(4, 12 + 8 + 3 + 1)
+    spec = Spec({"goal": Group((3,), "float32"), "obs": Group((6,), "float32")}, FOUR)
+    nodes = tuple(Node(op, args, outputs) for op, args, outputs in program)
+    start = torch.linspace(-1, 1, 8).reshape(1, 8)
+    inputs = {"obs": ((6,), torch.float32), "goal": ((3,), torch.float32)}
+    network = Graph(inputs, constants, nodes, {"logits": "logits"}, (State("h", "h", "after", start, 0),))
+    return GraphPolicy(spec, network, Seen({"obs": ("obs",), "goal": ("goal",)}, spec.observations), Reading("logits", "categorical", FOUR), {}).eval()
+
+
 def tree(space: ActionSpace, leaves: int = 40) -> Fitted:
     """A tree of random tests, grown by splitting leaves in turn."""
     network = students.make(f"tree:leaves={leaves}", Spec(vector(), space), generator())
@@ -250,6 +289,8 @@ CASES = {
     "norms": norms,
     "activations": activations,
     "more activations": more_activations,
+    "attention": attention,
+    "graph": graph,
     "zeros": zeros,
     "grid": grid,
     "grey": lambda: seen(True),
@@ -257,7 +298,7 @@ CASES = {
 }
 ROUNDED = {"whole": whole}
 """Those in which a number that lies between two steps may fall on either: not to be compared to 1e-5."""
-MEMORY = {"grey", "gru student", "lstm student", "remembering", "frames", "lstm", "gru"}
+MEMORY = {"graph", "grey", "gru student", "lstm student", "remembering", "frames", "lstm", "gru"}
 
 
 def observations(spec: Spec, n: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ def test_the_header_is_c_plus_plus_too(tmp_path):
     run("g++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", tmp_path / "main.cpp", tmp_path / "policy.o", "-o", tmp_path / "main")
 
 
-@pytest.mark.parametrize("case", ["thin", "start", "norms", "activations", "lstm", "gru", "frames", "grey", "zeros", "whole"])
+@pytest.mark.parametrize("case", ["thin", "start", "norms", "activations", "more activations", "attention", "graph", "lstm", "gru", "frames", "grey", "zeros", "whole"])
 def test_nothing_is_read_before_it_is_written(case, tmp_path):
     """Clang's memory sanitizer, on sizes that are no multiple of a vector."""
     tool("clang", "clang libclang-rt-dev")

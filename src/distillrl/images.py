@@ -286,7 +286,7 @@ def _in_parts(change: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``change`` of [..., *image], a few images at a time where they are large: seven times as fast, for what is worked on stays in the cache."""
     count = max(1, PART // math.prod(x.shape[-3:]))
     lead = x.shape[:-3]
-    if math.prod(lead) <= count:
+    if torch.compiler.is_exporting() or math.prod(lead) <= count:  # torch.export's graph must not hang on how many there are
         return change(x)
     return torch.cat([change(part) for part in x.flatten(0, -4).split(count)]).unflatten(0, lead)
 

@@ -42,20 +42,30 @@ def _rational(name: str) -> str:
 
 BITS = """#if LANES > 1
 typedef mask bits;
-#define TO_BITS(x) ((bits)(x))
-#define FROM_BITS(x) ((vec)(x))
 #define TRUNCATED(x) __builtin_convertvector(x, bits)
 #define TO_FLOAT(x) __builtin_convertvector(x, vec)
 #else
 typedef int32_t bits;
 #define TRUNCATED(x) ((bits)(x))
 #define TO_FLOAT(x) ((float)(x))
+#endif
+"""
+
+TO_BITS = """#if LANES > 1
+#define TO_BITS(x) ((bits)(x))
+#else
 static bits TO_BITS(float x)
 {
     union { float f; int32_t i; } both;
     both.f = x;
     return both.i;
 }
+#endif
+"""
+
+FROM_BITS = """#if LANES > 1
+#define FROM_BITS(x) ((vec)(x))
+#else
 static float FROM_BITS(bits x)
 {
     union { float f; int32_t i; } both;
@@ -139,9 +149,11 @@ ACTIVATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "bits": (BITS, ()),
-    "exp": (EXP, ("bits", "smaller")),
-    "log": (LOG, ("bits",)),
-    "sqrt": (SQRT, ("bits",)),
+    "to_bits": (TO_BITS, ("bits",)),
+    "from_bits": (FROM_BITS, ("bits",)),
+    "exp": (EXP, ("from_bits", "smaller")),
+    "log": (LOG, ("to_bits", "from_bits")),
+    "sqrt": (SQRT, ("to_bits", "from_bits")),
     "reciprocal": ("static vec reciprocal_(vec x) { return 1.0f / x; }\n", ()),
     "step": ("static vec step_(vec x) { return SELECT(x > SPLAT(0.0f), SPLAT(1.0f), SPLAT(0.0f)); }\n", ()),
     "softplus": ("static vec softplus_(vec x) { return larger(x, SPLAT(0.0f)) + log_(1.0f + exp_(smaller(x, -x))); }\n", ("exp", "log", "smaller", "larger")),

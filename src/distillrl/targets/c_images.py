@@ -49,8 +49,14 @@ def _resample(p: Printer, op: steps.Resample) -> None:
     name = {"float32": "resample", "uint8": "resample_bytes"}[held]
     p.needed.add(name)
     tables = f"{p.constant(op.places, 'int32_t')}, {p.constant(op.weights)}"
-    sizes = f"{op.before}, {n}, {op.after}, {m}, {taps}, {1 / op.whole:.9g}f, {int(op.pixels)}"
+    sizes = f"{op.before}, {n}, {op.after}, {m}, {taps}, {_part(op.whole)}, {int(op.pixels)}"
     p.lines.append(f"    {name}_({p.pointer(op.x)}, {tables}, {p.pointer(op.out)}, {sizes});")
+
+
+def _part(whole: float) -> str:
+    """The ``whole``-th part as a float, which has a point in C."""
+    text = f"{1 / whole:.9g}"
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
 def _max_pool(p: Printer, op: steps.MaxPool) -> None:

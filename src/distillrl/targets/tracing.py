@@ -16,15 +16,19 @@ from distillrl.packing import SCALE
 from distillrl.students.cnn import Fused, Image, Residual
 from distillrl.students.compact import Rounded
 from distillrl.students.fitted import Fitted
+from distillrl.students.fused import Attention
 from distillrl.students.networks import Network
-from distillrl.targets import arithmetic, fitting, sensing
+from distillrl.targets import arithmetic, fitting, graphs, operators, sensing
 from distillrl.targets import plan as steps
 from distillrl.targets.arithmetic import activate
+from distillrl.targets.numbers import Value, combine, in_order, ungrouped, whole
 from distillrl.targets.plan import Decode, Floats, Input, Plan
 from distillrl.targets.sensing import CODE, Builder
 from distillrl.tasks import TASK
 from distillrl.teachers.chain import Affine
 from distillrl.teachers.extractors import Combined, NatureCNN, Reorder
+from distillrl.teachers.framed import Framed
+from distillrl.teachers.graphpolicy import GraphPolicy
 from distillrl.teachers.sb3layers import Renorm
 from distillrl.teachers.sklearn import LogOf, Trees
 
@@ -48,9 +52,11 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
     """
     if isinstance(policy, Fitted):
         return fitting.trace(policy, sampled)
+    if isinstance(policy, GraphPolicy | Framed):
+        return graphs.trace(policy, sampled, HEADS)
     if not isinstance(policy, Network):
         raise Misconfigured(
-            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks, trees and formulas; the target torch carries any torch policy"
+            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks, graphs of simple operators, trees and formulas; the target torch carries any torch policy"
         )
     builder = Builder({}, [])
     if policy.compact is not None:
@@ -102,20 +108,15 @@ def _recurrent(b: Builder, x: str, part: nn.Module) -> str:
 def _lstm(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
     size = weights[1].shape[1]
     h, c = b.memory(f"h{i}", size), b.memory(f"c{i}", size)
-    both = b.add(steps.Concat(b.name(), (x, h)), (b.size(x) + size,))
-    gates = b.add(steps.Dense(b.name(), both, _floats(torch.cat(list(weights), 1)), _floats(biases[0] + biases[1])), (4 * size,))
-    after = b.add(steps.LstmCell(b.name(), gates, c), (size,))
-    out = b.add(steps.LstmOut(b.name(), gates, after), (size,))
+    out, after = operators.lstm_step(b, x, h, c, torch.cat(list(weights), 1), biases[0] + biases[1])
     b.remember(f"h{i}", h, out)
     b.remember(f"c{i}", c, after)
     return out
 
 
 def _gru(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
-    size = weights[1].shape[1]
-    h = b.memory(f"h{i}", size)
-    gi, gh = (b.add(steps.Dense(b.name(), v, _floats(w), _floats(bias)), (3 * size,)) for v, w, bias in zip((x, h), weights, biases, strict=True))
-    out = b.add(steps.GruGate(b.name(), gi, gh, h), (size,))
+    h = b.memory(f"h{i}", weights[1].shape[1])
+    out = operators.gru_step(b, x, h, weights, biases)
     b.remember(f"h{i}", h, out)
     return out
 
@@ -149,6 +150,17 @@ def _layer(b: Builder, x: str, layer: nn.Module, where: str) -> str:
             "the target torch carries any layer"
         )
     return made
+
+
+def _attention(b: Builder, x: str, layer: Attention) -> str:
+    """Tokens that look at one another (students.fused), in the words of a graph's operators."""
+    token = whole(b, x, (1, layer.tokens, b.size(x) // layer.tokens))
+    asked = operators.WRITE["linear"](b, token, layer.asks.weight, layer.asks.bias)
+    query, key, value = (Value(asked.name, p) for p in asked.places.unflatten(-1, (3, layer.heads, -1)).movedim(-4, -2).unbind(-4))
+    found = operators.WRITE["scaled_dot_product_attention"](b, query, key, value)
+    found = Value(found.name, found.places.transpose(-2, -3).flatten(-2))
+    said = operators.WRITE["linear"](b, found, layer.says.weight, layer.says.bias)
+    return in_order(b, combine(b, "add", token, said))
 
 
 def _span(b: Builder, x: str, start: int, stop: int) -> str:
@@ -208,7 +220,7 @@ def _conv(b: Builder, x: str, layer: nn.Conv2d) -> str | None:
     if padding != (0, 0):
         shape = (shape[0], shape[1] + 2 * padding[0], shape[2] + 2 * padding[1])
         x = b.add(steps.Pad(b.name(), x, *padding), shape)
-    weight = _ungrouped(_floats(layer.weight), layer.groups)
+    weight = ungrouped(_floats(layer.weight), layer.groups)
     bias = np.zeros(len(weight), np.float32) if layer.bias is None else _floats(layer.bias)
     rows, columns = ((size - k) // stride + 1 for size, k, stride in zip(shape[1:], weight.shape[2:], layer.stride, strict=True))
     return b.add(steps.Conv(b.name(), x, weight, bias, (layer.stride[0], layer.stride[1])), (len(weight), rows, columns))
@@ -255,16 +267,6 @@ def _log_of(b: Builder, x: str, layer: LogOf) -> str:
     return arithmetic.affine(b, spread, there, np.where(there, 0.0, FORBIDDEN))
 
 
-def _ungrouped(weight: Floats, groups: int) -> Floats:
-    if groups == 1:
-        return weight
-    outputs, inputs = len(weight) // groups, weight.shape[1]
-    full = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), np.float32)
-    for g in range(groups):
-        full[g * outputs : (g + 1) * outputs, g * inputs : (g + 1) * inputs] = weight[g * outputs : (g + 1) * outputs]
-    return full
-
-
 def _layer_norm(b: Builder, x: str, layer: nn.LayerNorm) -> str | None:
     if layer.normalized_shape != (b.size(x),):
         return None
@@ -293,6 +295,7 @@ LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     Trees: _trees,
     LogOf: _log_of,
     nn.MaxPool2d: _max_pool,
+    Attention: _attention,
     Affine: _affine,
     Renorm: _affine,
     Reorder: lambda b, x, layer: b.add(steps.Take(b.name(), x, tuple(layer.order.tolist())), (len(layer.order),)),

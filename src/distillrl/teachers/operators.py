@@ -24,7 +24,7 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate; a constant made for a batch of one is repeated for a larger one."""
     rank = tensors[0].dim()
     axis = dim % rank
-    if rank == 2 and axis == 1 and len({t.shape[:-1] for t in tensors}) == 1:
+    if rank == 2 and axis == 1 and all(t.dim() == 2 and t.shape[0] == tensors[0].shape[0] for t in tensors):
         return torch.cat(list(tensors), 1)
     if all(t.dim() == rank for t in tensors):
         lead = [max(t.shape[i] for t in tensors) for i in range(rank)]
@@ -86,8 +86,9 @@ def _batch_norm(x: Tensor, w: Any, b: Any, mean: Any, var: Any, training: bool =
 
 def _for_batch(state: Tensor, x: Tensor, batch_first: bool) -> Tensor:
     """A recurrent state [layers, 1, F] that a file holds for a batch of one, repeated for the batch of x [T, B, F]."""
-    batch = x.shape[0 if batch_first else 1] if x.dim() == 3 else 1
-    return state.expand(-1, batch, -1).contiguous() if state.dim() == 3 and state.shape[1] == 1 != batch else state
+    if state.dim() != 3 or x.dim() != 3 or not isinstance(state.shape[1], int) or state.shape[1] != 1:  # no int: the batch of torch.export
+        return state
+    return state.expand(-1, x.shape[0 if batch_first else 1], -1).contiguous()
 
 
 def _lstm(
@@ -159,7 +160,7 @@ def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -
 
 
 def _size(shape: Sequence[int]) -> list[int]:
-    return [int(s) for s in shape]
+    return [s if isinstance(s, torch.SymInt) else int(s) for s in shape]  # torch.export's batch is a SymInt, and no int
 
 
 def _zeros(size: Sequence[int], **options: Any) -> Tensor:
