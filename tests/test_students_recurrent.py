@@ -84,6 +84,16 @@ def test_a_gru_learns_what_no_glance_can_show():
     assert learnt("gru:8") < 0.15 < 0.5 < learnt("mlp:8")
 
 
+@pytest.mark.parametrize("word", ["gru:16", "lstm:16"])
+def test_it_begins_by_keeping_what_it_has(word):
+    """Untrained, without input, more than half of its memory is there a step later."""
+    student = students.make(word, TWO, generator())
+    memory = {f"recurrent.{k}": 0.5 * torch.ones(1, 16) for k in student.recurrent.names}
+    _, after = student.act({"obs": torch.zeros(1, 2)}, memory, None)
+    kept = list(after.values())[-1] / 0.5
+    assert kept.mean() > 0.6
+
+
 def test_agreement_asks_a_student_with_its_memory():
     """A teacher that is the student itself, asked step by step from a memory that isn't empty, agrees everywhere."""
     student, rollout = students.make("gru:8", TWO, generator()), remembered_rollout()

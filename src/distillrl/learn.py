@@ -20,8 +20,9 @@ from distillrl.senses import window_of
 
 DOMINATES = 100.0
 """Ratio of two terms' gradients above which a run warns."""
-SEQUENCE = 32
-"""Steps in time order that a student with memory learns from at once (truncated backpropagation through time)."""
+SEQUENCE = 64
+"""Steps in time order that a student with memory learns from at once (truncated backpropagation through time). Of 32, it had learnt nothing of how its memory drifts
+beyond them: in play it was twice as far from its teacher as where each 32 steps began with an empty memory (docs/students.md)."""
 BURN_IN = 8
 """First steps of a sequence that only fill its memory, where it began in the middle of an episode."""
 WIDER = 8

@@ -23,6 +23,9 @@ from distillrl.students.networks import ACTIVATIONS, MAX_UNITS, Network, initial
 
 CELLS: dict[str, type[nn.RNNCellBase]] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
+KEEPS = 1.0
+"""What the gate that keeps the memory begins with above its drawn bias: an LSTM's forget gate (Jozefowicz 2015, section 2.2), a GRU's update gate."""
+
 
 class Cell(nn.Module):
     """A GRU (Cho 2014) or an LSTM (Hochreiter 1997): (x [n, F], memory {"h", "c": [n, H]}, starts [n]) → ([n, H], memory).
@@ -52,7 +55,6 @@ class Cell(nn.Module):
             return h, {"h": h, "c": c}
         h = self.cell(x, state[0])
         return h, {"h": h}
-
 
     def _sequence(self, x: Tensor, memory: Memory, starts: Tensor | None) -> tuple[Tensor, Memory]:
         """[T, n, F] → [T, n, H]: torch's whole-sequence kernel between the steps at which an episode begins somewhere."""
@@ -106,6 +108,8 @@ def make(kind: str, text: str, spec: Spec, head_kind: str | None, generator: tor
     with torch.no_grad():
         for weight in network.recurrent.parameters():
             weight.uniform_(-bound, bound, generator=generator)
+        hidden = network.recurrent.hidden
+        network.recurrent.cell.bias_ih[hidden : 2 * hidden] += KEEPS
     return network
 
 
