@@ -24,16 +24,16 @@ from distillrl.runs import Folder
 from distillrl.settling import Setup, State, begin, settle
 
 EPISODES = 16
-EVERY = 4
+EVERY = 2
 """Rounds of PPO between two measurements."""
 
 
-def curve(teacher: str, env: str, student: str, seed: int, distil: int, reward: int, lr: float, warm: bool) -> dict[str, object]:
+def curve(teacher: str, env: str, student: str, seed: int, distil: int, reward: int, changes: dict[str, float], warm: bool) -> dict[str, object]:
     """One seed: returns from the end of distilling on."""
     config = Config(teacher=teacher, env=env, student=student, seed=seed, until="none", env_steps=distil + reward, backend="gymnasium:1", threads=1)
     setup = settle(config, None, None)
     phases = methods.with_finetuning((replace(setup.config.phase[0], until=f"spent={distil / (distil + reward)}"),))
-    phases = (*phases[:2], replace(phases[2], lr=lr))
+    phases = (*phases[:2], replace(phases[2], **changes))  # type: ignore[arg-type]  # numbers of the same kind
     setup = replace(setup, config=replace(setup.config, phase=phases if warm else (phases[0], phases[2])))
     state, found = begin(setup), []
     folder = Folder.create(Path(tempfile.mkdtemp()) / "r", "bench")
@@ -65,20 +65,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--distil", type=int, default=12_000)
     parser.add_argument("--reward", type=int, default=40_000)
-    parser.add_argument("--lr", type=float, default=3e-4, help="of PPO")
+    parser.add_argument("--lr", type=float, help="of PPO, in place of the method's")
+    parser.add_argument("--updates", type=int, help="of PPO a round, in place of the method's")
     given = parser.parse_args()
     torch.set_num_threads(1)
     teacher, _, env = given.pair.rpartition("=")
+    changes = {name: getattr(given, name) for name in ("lr", "updates") if getattr(given, name) is not None}
     for warm in (True, False):
         rows = []
         for seed in range(given.seeds):
-            rows.append(curve(teacher, env, given.student, seed, given.distil, given.reward, given.lr, warm))
+            rows.append(curve(teacher, env, given.student, seed, given.distil, given.reward, changes, warm))
             print(json.dumps(rows[-1]), flush=True)
         runs = [[float(x) for x in r["returns"]] for r in rows]  # type: ignore[attr-defined]  # a list of numbers
         first, low, last = ([f(r) for r in runs] for f in (lambda r: r[0], min, lambda r: r[-1]))
         fell = [lo < b - 0.2 * abs(b) for lo, b in zip(low, first, strict=True)]
         mean = [round(sum(x) / len(x), 1) for x in (first, low, last)]
-        print(json.dumps({"env": env, "lr": given.lr, "warm": warm, "distilled": mean[0], "lowest": mean[1], "last": mean[2], "fell_below_80%": sum(fell) / len(fell)}), flush=True)
+        print(json.dumps({"env": env, **changes, "warm": warm, "distilled": mean[0], "lowest": mean[1], "last": mean[2], "fell_below_80%": sum(fell) / len(fell)}), flush=True)
 
 
 if __name__ == "__main__":

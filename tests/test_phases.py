@@ -2,17 +2,22 @@
 
 import json
 import tomllib
+from dataclasses import replace
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from test_distillation import Corridor, run, small, steer
 
 from distillrl import config as configuration
-from distillrl import methods, phases
+from distillrl import evaluation, methods, phases
 from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
 from distillrl.dataset import Dataset
-from distillrl.distillation import _round, _rounds
+from distillrl.distillation import _end_of_round, _round, _rounds
+from distillrl.envs import Seeds
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Prediction, Progress, Rollout
 from distillrl.runs import Folder
@@ -177,3 +182,47 @@ def test_what_can_not_be_is_said_before_round_0(tmp_path):
     said("finetune.*--student tree", student="tree:leaves=8", finetune=True)
     said("a student without memory", Missing, student="gru:8", finetune=True)
     assert Config(finetune=True).finetune
+
+
+class Errand(gymnasium.Env):
+    """Down to −2 and then up to 2, at a cost of 1 a step: what is right at first is wrong later, and only a critic knows that the first half isn't the worse one."""
+
+    observation_space, action_space = spaces.Box(-3, 3, (2,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.done, self.t = float(self.np_random.uniform(-1, 1)), 0.0, 0
+        return np.array([self.x, 0], np.float32), {}
+
+    def step(self, action):
+        self.x, self.t = float(np.clip(self.x + (0.4 if action else -0.4), -3, 3)), self.t + 1
+        self.done = float(self.done or self.x <= -2)
+        return np.array([self.x, self.done], np.float32), -1.0, bool(self.done and self.x >= 2), self.t >= 120, {}
+
+
+def errand(obs):
+    """Its teacher, which is not very sure: probabilities of 0.55."""
+    return (0.2 * obs[:, 1:2] - 0.1) * torch.tensor([-1.0, 1.0])
+
+
+def returns_after_distilling(tmp_path, seed, warm):
+    """The student's return when it was distilled, and after each round by reward."""
+    first, critic, reward = methods.with_finetuning((Phase(beta="power(0.7)", terms={"forward_kl": 1}, rounds=6),))
+    reward = replace(reward, steps=64, lr=2e-2, updates=4, rounds=3)
+    config = small(student="mlp:16", seed=seed, slots=8, until="none", env_steps=99_999, phase=(first, replace(critic, steps=64), reward) if warm else (first, reward), select_episodes=1, backend="gymnasium:1")
+    setup = settle(config, errand, lambda: Errand())
+    state, found = begin(setup), []
+    folder = Folder.create(tmp_path / f"{seed}{warm}", "E")
+    while not state.ended:
+        before = state.progress.phase
+        _end_of_round(setup, state, _round(setup, state, folder))
+        if before == len(config.phase) - 1 or (before == 0 and state.progress.phase == 1):
+            found.append(float(evaluation.play(state.gradient.averaged, setup.options, 8, Seeds(seed, "select")).returns.mean()))
+    return found
+
+
+def test_without_a_critic_the_return_collapses_and_with_its_warm_up_it_does_not(tmp_path):
+    cold, warm = ([returns_after_distilling(tmp_path, seed, first) for seed in (0, 1)] for first in (False, True))
+    assert [start for start, *_ in cold] == [start for start, *_ in warm]
+    assert any(min(after) < 3 * start for start, *after in cold)
+    assert all(min(after) > 1.1 * start for start, *after in warm)
