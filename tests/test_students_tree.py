@@ -1,6 +1,8 @@
 """Trees: what they say by hand, that they equal scikit-learn's, and that a damaged one is refused."""
 
+import itertools
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -59,8 +61,24 @@ def test_its_python_and_its_drawing_are_complete():
     exec(tree_text.as_python(tree), scope)
     x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     assert [scope["act"](row) for row in x] == tree.act({"obs": torch.from_numpy(x)}, {}, None)[0].action.mode.tolist()
-    assert tree_text.as_svg(tree).count("<rect") == 5
+    assert tree_text.as_svg(tree).count("<rect") == 1 + 5
     assert tree_text.as_c(tree).count("return") == 3
+
+
+def test_a_deep_drawing_has_a_row_a_leaf_and_no_box_on_another():
+    pytest.importorskip("sklearn")
+    from distillrl.students.growing import Examples
+
+    tree, x = students.make("tree:leaves=64", FOUR, generator()), torch.randn(4000, 4, generator=generator(1))
+    tree.model.fit(Examples(x, ((x.prod(-1) * 3).long() % 3), None, None), generator())
+    page = ElementTree.fromstring(tree_text.as_svg(tree))
+    boxes = [[float(rect.get(k)) for k in ("x", "y", "width", "height")] for rect in page.findall(".//{*}rect") if rect.get("x")]
+    assert len(boxes) == 127 == len(tree.model.feature)
+    assert not any(abs(a[1] - b[1]) < a[3] and a[0] < b[0] + b[2] and b[0] < a[0] + a[2] for a, b in itertools.combinations(boxes, 2))
+    assert float(page.get("height")) < 64 * 25 + 50
+    assert max(x + width for x, _, width, _ in boxes) < float(page.get("width"))
+    texts = ["".join(t.itertext()) for t in page.findall(".//{*}text")]
+    assert sum(t.startswith("action") for t in texts) == 64
 
 
 @pytest.mark.parametrize(("name", "value"), [("branches", -1), ("branches", 0), ("branches", 99), ("feature", 4), ("feature", -1)])

@@ -7,7 +7,8 @@ from torch import Tensor
 from distillrl.students.fitted import Fitted, called
 from distillrl.students.formulas import chosen, decided
 from distillrl.students.tree import Tree
-from distillrl.students.tree_text import PYTHON, C, code, drawing, lines, page, passed, signature
+from distillrl.students.tree_drawing import drawing, page
+from distillrl.students.tree_text import PYTHON, C, code, lines, passed, signature
 
 
 def as_text(policy: Fitted) -> str:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from distillrl.students.fitted import Fitted, called
 from distillrl.students.formulas import chosen, decided, equations, expression, inputs
-from distillrl.students.tree_text import PYTHON, C, drawing, function, is_leaf, lines, passed
+from distillrl.students.tree_drawing import drawing
+from distillrl.students.tree_text import PYTHON, C, function, is_leaf, lines, passed
 
 
 def as_text(policy: Fitted) -> str:

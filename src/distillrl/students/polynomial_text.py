@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distillrl.students.fitted import Fitted, called
 from distillrl.students.formulas import chosen, decided, equations, expression, outputs
-from distillrl.students.tree_text import PYTHON, C, page, signature
+from distillrl.students.tree_drawing import page
+from distillrl.students.tree_text import PYTHON, C, signature
 
 
 def as_text(policy: Fitted) -> str:
@@ -61,9 +62,9 @@ def as_svg(policy: Fitted) -> str:
             long = 160 * abs(weight) / most
             left = 210 if weight >= 0 else 210 - long
             drawn.append(f'<rect x="{left:g}" y="{y - 11:g}" width="{long:.4g}" height="13" fill="{"#7a7" if weight >= 0 else "#c88"}"/>')
-            drawn.append(f'<text x="{440:g}" y="{y:g}">{escape(word)} {weight:+.3g}</text>')
+            drawn.append(f'<text x="390" y="{y:g}">{escape(word)} {weight:+.3g}</text>')
         y += 30
-    return page(520, y, "".join(drawn))
+    return page(500, y, "".join(drawn))
 
 
 def _read(policy: Fitted) -> list[tuple[int, float, float]]:

@@ -1,19 +1,18 @@
-"""A tree for a person: as text, as Python and C, as a drawing, and why it did what it did.
+"""A tree for a person: as text, as Python and C, as a drawing (tree_drawing.py), and why it did what it did.
 
-``lines``, ``passed``, ``code`` and ``drawing`` take what is said at a leaf, so that other families of trees use them too.
+``lines``, ``passed`` and ``code`` take what is said at a leaf, so that other families of trees use them too.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from html import escape
 
 from torch import Tensor
 
 from distillrl.records import ActionSpace
 from distillrl.students.fitted import Fitted, called
 from distillrl.students.tree import Tree
+from distillrl.students.tree_drawing import drawing
 
 Leaf = Callable[[int], str]
 PYTHON = ("if x[{}] <= {!r}:", "else:", "")
@@ -42,7 +41,7 @@ def as_c(policy: Fitted) -> str:
 
 
 def as_svg(policy: Fitted) -> str:
-    """A drawing: tests above, leaves below, «yes» to the left."""
+    """A drawing, from left to right."""
     return drawing(policy.model, called(policy), lambda node: f"action {action(policy.model.space, policy.model.value[node], 3)}")
 
 
@@ -136,39 +135,3 @@ def code(tree: Tree, style: tuple[str, str, str], leaf: Callable[[int], list[str
             said.append(space + test.format(int(tree.feature[node]), float(tree.threshold[node])))
             stack += [(close, depth), (no, depth + 1), (otherwise, depth), (yes, depth + 1)]
     return said
-
-
-def drawing(tree: Tree, names: Sequence[str], leaf: Leaf) -> str:
-    """An SVG page of the tree."""
-    places, column = {}, itertools.count()
-    stack: list[tuple[int, int, bool]] = [(0, 0, False)]
-    while stack:
-        node, depth, done = stack.pop()
-        if is_leaf(tree, node):
-            places[node] = (130.0 * next(column) + 65, 80.0 * depth + 30)
-        elif done:
-            yes, no = tree.branches[node].tolist()
-            places[node] = ((places[yes][0] + places[no][0]) / 2, 80.0 * depth + 30)
-        else:
-            yes, no = tree.branches[node].tolist()
-            stack += [(node, depth, True), (no, depth + 1, False), (yes, depth + 1, False)]
-    edges, boxes = [], []
-    for node, (x, y) in sorted(places.items()):
-        end = is_leaf(tree, node)
-        text = leaf(node) if end else f"{names[int(tree.feature[node])]} ≤ {float(tree.threshold[node]):.3g}"
-        boxes.append(_box(x, y, text.split("\n"), "#dff0d8" if end else "#eef"))
-        for child in [] if end else tree.branches[node].tolist():
-            edges.append(f'<line x1="{x:g}" y1="{y + 14:g}" x2="{places[child][0]:g}" y2="{places[child][1] - 14:g}" stroke="#888"/>')
-    most = max(leaf(node).count("\n") for node in places if is_leaf(tree, node))
-    return page(130 * tree.leaves, max(y for _, y in places.values()) + 30 + 15 * most, "".join(edges + boxes))
-
-
-def _box(x: float, y: float, said: list[str], colour: str) -> str:
-    rect = f'<rect x="{x - 60:g}" y="{y - 14:g}" width="120" height="{28 + 15 * (len(said) - 1)}" rx="5" fill="{colour}" stroke="#888"/>'
-    return rect + "".join(f'<text x="{x:g}" y="{y + 4 + 15 * i:g}">{escape(line)}</text>' for i, line in enumerate(said))
-
-
-def page(width: float, height: float, inside: str) -> str:
-    """An SVG document."""
-    style = 'font-family="sans-serif" font-size="12" text-anchor="middle"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" {style}>{inside}</svg>'
