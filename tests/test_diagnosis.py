@@ -100,7 +100,20 @@ def test_a_lack_of_coverage_is_told():
 
 def test_a_teacher_no_better_than_random_is_told():
     assert "can't be told apart" in diagnosis.no_better({"teacher": 1.0, "random": 1.1, "apart": 0.0})
+    assert "it is worse than random play" in diagnosis.no_better({"teacher": -900.0, "random": -200.0, "apart": 0.0, "worse": 1.0})
     assert diagnosis.no_better(FULL) is None
+    assert diagnosis.no_better({}) is None
+
+
+def test_what_was_found_hidden_before_learning_is_told_after_it():
+    floor = {"measure": "forward_kl", "student": 0.15, "everything": 0.09, "with_memory": 0.09, "states": 1024, "irreducible": 0.06}
+    assert diagnosis.hidden(floor).startswith("not imitable: before anything was learnt")
+    assert diagnosis.hidden({**floor, "student": 0.1}) is None
+    assert diagnosis.hidden(None) is None
+    setup, state = trained(rounds=1, student="mlp:")
+    state.imitability = floor
+    assert [f for f in diagnosis.diagnose(setup, state) if f.startswith("not imitable: before")]
+    assert not [f for f in diagnosis.diagnose(setup, state) if f.startswith("too small")]
 
 
 def test_wrong_normalising_is_told():

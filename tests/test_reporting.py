@@ -220,7 +220,7 @@ def test_a_teacher_like_a_random_policy_leaves_nothing_to_keep(run):
     write(run, "verdict.json", data)
     judgement = judge(read(run))
     assert judgement.answer == "unknown"
-    assert "can’t be told from a random policy" in judgement.sentences[0]
+    assert "isn’t shown to be better than a random policy" in judgement.sentences[0]
 
 
 def test_a_return_that_never_varies_is_said_to_be_so(run):

@@ -111,6 +111,10 @@ def test_retention_is_none_where_teacher_and_random_cant_be_told_apart() -> None
     rng = np.random.default_rng(0)
     assert stats.retention(rng.normal(size=50), rng.normal(size=50), rng.normal(size=50), 0) is None
     assert stats.retention([1.0], [1.0], [0.0], 0) is None
+    worse = [-9.0, -9.5, -10.0, -9.2]
+    assert stats.retention([-5.0, -5.1, -4.9, -5.0], worse, [-1.0, -1.2, -0.8, -1.0], 0) is None, "a share of what a teacher worse than random play earns would reward the worse"
+    assert not stats.above(worse, [-1.0, -1.2, -0.8, -1.0])
+    assert stats.above([-1.0, -1.2, -0.8, -1.0], worse)
 
 
 def test_pairing_narrows_the_interval() -> None:

@@ -213,9 +213,9 @@ def _problems(runs: Sequence[Reading]) -> Section | None:
 
 
 def _scores(run: Reading) -> np.ndarray | None:
-    """Each episode's (return − random) / (teacher − random), by the means of those two; None where they can't be told apart."""
+    """Each episode's (return − random) / (teacher − random), by the means of those two; None where the teacher isn't shown to be better."""
     student, teacher, random = (run.returns(who) for who in ("student", "teacher", "random"))
-    if not student or not teacher or not random or not stats.told_apart(teacher, random):
+    if not student or not teacher or not random or not stats.above(teacher, random):
         return None
     foot = float(np.mean(random))
     return (np.asarray(student) - foot) / (float(np.mean(teacher)) - foot)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillrl import envs, learn
+from distillrl import envs, imitability, learn
 from distillrl.envs import Seeds
 from distillrl.normalising import Normalise
 from distillrl.policies import ACTION, Policy, agreement, flatten
@@ -36,7 +36,7 @@ def diagnose(setup: Setup, state: State) -> list[str]:
     student = state.gradient.averaged
     theirs, own = (_driven(setup, student, beta) for beta in (1.0, 0.0))
     on_teacher, on_own = agreed(student, theirs), agreed(student, own)
-    unseen = conflicts(setup.teacher, student, theirs)
+    unseen = hidden(state.imitability) or conflicts(setup.teacher, student, theirs)
     causes = [no_better(state.baseline), *normalising(setup.teacher, theirs, state.baseline.get("teacher"), envs.name_of(setup.options))]
     found = [c for c in causes if c]
     if unseen:
@@ -64,13 +64,11 @@ def coverage(on_teacher: float, on_own: float) -> str | None:
 
 
 def no_better(baseline: Mapping[str, float]) -> str | None:
-    """Whether teacher and random policy could not be told apart on the selecting seeds."""
+    """Whether teacher and random policy could not be told apart on the selecting seeds, or the teacher was the worse one."""
     if not baseline or baseline.get("apart", 1.0):
         return None
-    return (
-        f"the teacher earns {baseline['teacher']:.1f} here, a random policy {baseline['random']:.1f}: they can't be told apart; "
-        "is it the right file, environment and normaliser?"
-    )
+    how = "it is worse than random play" if baseline.get("worse") else "they can't be told apart"
+    return f"the teacher earns {baseline['teacher']:.1f} here, a random policy {baseline['random']:.1f}: {how}; is it the right file, environment and normaliser?"
 
 
 def normalising(teacher: Policy, rollout: Rollout, mean: float | None, played_on: str) -> list[str]:
@@ -90,6 +88,16 @@ def normalising(teacher: Policy, rollout: Rollout, mean: float | None, played_on
                     f"normalises by in {float(share.max()):.0%} of states; other units, another environment or the wrong statistics (--vecnormalize)"
                 )
     return found
+
+
+def hidden(floor: Mapping[str, Any] | None) -> str | None:
+    """Not imitable, as it was estimated before anything was learnt (imitability.py); None where that found nothing, or wasn't asked."""
+    if floor is None or not imitability.matters(imitability.of_json(floor)):
+        return None
+    return (
+        f"not imitable: before anything was learnt, states that look alike to the student were {floor['student']:.2g} apart in what the teacher does "
+        f"({floor['measure']}), against {floor['everything']:.2g} where all that can be observed is alike; let the student see more (--see), or remember (stack=4, or a recurrent student)"
+    )
 
 
 def conflicts(teacher: Policy, student: Any, rollout: Rollout) -> str | None:

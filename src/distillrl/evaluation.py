@@ -285,7 +285,7 @@ def _against(s: np.ndarray, t: np.ndarray, r: np.ndarray, seed: int, margin: flo
         "non_inferiority": None if kept is None else {**dataclasses.asdict(test), "margin": margin},
         "probability_of_improvement": _interval(stats.probability_of_improvement([s], [t], seed, resamples=_ROUGH)),
         "falls": _falls(stats.falls(s, t, r), seed) if paired and kept is not None else None,
-        "notes": [] if kept is not None else ["retention is null: teacher and random policy can't be told apart here"],
+        "notes": [] if kept is not None else ["retention is null: " + ("the teacher earns less than a random policy here" if stats.told_apart(t, r) else "teacher and random policy can't be told apart here")],
     }
 
 

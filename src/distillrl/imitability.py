@@ -8,6 +8,7 @@ sees. Neighbours are never the same, so a part of that is there where everything
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,9 +85,19 @@ def estimate(student: Any, rollout: Rollout, teacher_remembers: bool) -> Floor |
     return Floor(found[0][0], values[0], values[1], values[2], len(kept))  # type: ignore[index]  # none is None
 
 
+def of_json(data: Mapping[str, Any]) -> Floor:
+    """What ``to_json`` gave."""
+    return Floor(**{f.name: data[f.name] for f in dataclasses.fields(Floor)})
+
+
+def matters(floor: Floor) -> bool:
+    """Whether something stands in the student's way that is worth a sentence."""
+    return floor.irreducible >= MATTERS[floor.measure] and floor.student >= 1.5 * floor.everything
+
+
 def sentence(floor: Floor, word: str) -> str | None:
     """What it means, and what would help; None where nothing stands in the student's way."""
-    if floor.irreducible < MATTERS[floor.measure] or floor.student < 1.5 * floor.everything:
+    if not matters(floor):
         return None
     unit = {"forward_kl": "nats of the divergence", "mse": "of the actions' variance", "disagreement": "of the states' actions"}[floor.measure]
     said = (

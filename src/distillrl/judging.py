@@ -82,13 +82,13 @@ def _return(run: Reading, margin: float, cautions: list[str]) -> tuple[stats.Non
         only = f"only the {there}’s returns are known" if there else "no returns were measured"
         return None, f"Nothing can be said of the student against its teacher: {only}."
     paired = run.paired
-    if random and not stats.told_apart(teacher, random):
+    if random and not stats.above(teacher, random):
         cautions.append(
-            "teacher and random policy can’t be told apart here, so there is no retention, and this environment shows nothing of the student"
+            "the teacher isn’t shown to be better than a random policy here, so there is no retention, and this environment shows nothing of the student"
         )
         random = []
         if look(run.verdict, "random") is not None:
-            return None, "The teacher itself can’t be told from a random policy here, so there is nothing to keep."
+            return None, "The teacher itself isn’t shown to be better than a random policy here, so there is nothing to keep."
     try:
         alike = bool(look(run.verdict, "alike"))
         test = stats.non_inferiority(student, teacher, margin, random or None, paired, alike)
@@ -124,7 +124,7 @@ def severe(curve: Mapping[str, Any]) -> bool:
 def _falls(run: Reading) -> stats.Falls | None:
     """The episodes that the student plays far worse than its teacher; None where they aren't the same, or nothing is known of random play."""
     student, teacher, random = (run.returns(who) for who in PLAYERS)
-    if not (student and teacher and random and run.paired) or not stats.told_apart(teacher, random):
+    if not (student and teacher and random and run.paired) or not stats.above(teacher, random):
         return None
     return stats.falls(student, teacher, random)
 

@@ -81,8 +81,8 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
         foot, teacher = _on_one_scale(setup, state, foot, teacher)
         state.baseline |= {"teacher": float(teacher.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
         state.baseline["teacher_returns"] = teacher.returns.tolist()
-        apart = stats.told_apart(teacher.returns, foot.returns) and ("scale" in state.baseline or not setup.spec.tasks)
-        state.baseline["apart"] = float(apart)
+        apart = stats.above(teacher.returns, foot.returns) and ("scale" in state.baseline or not setup.spec.tasks)
+        state.baseline["apart"], state.baseline["worse"] = float(apart), float(stats.above(foot.returns, teacher.returns))
         if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
             state.next_evaluation = teacher.steps // 3  # an evaluation costs about as much as this one: learn for a while first
             state.evaluation_seconds += time.perf_counter() - began
@@ -138,7 +138,7 @@ def _tasks(setup: Setup, count: int) -> np.ndarray:
 
 
 def _figures(setup: Setup, state: State, returns: np.ndarray, agreement: float | None) -> dict[str, Any]:
-    """What an aim can be about; retention is None where teacher and random policy can't be told apart. Of several tasks ``tasks`` has each one's."""
+    """What an aim can be about; retention is None where the teacher isn't shown to be better than a random policy. Of several tasks ``tasks`` has each one's."""
     mean = float(returns.mean())
     scale = state.baseline["teacher"] - state.baseline["random"] if state.baseline["apart"] else None
     each = means(returns, _tasks(setup, len(returns))) if scale and setup.spec.tasks else None

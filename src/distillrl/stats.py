@@ -21,7 +21,7 @@ from distillrl.errors import Failed
 from distillrl.noninferiority import FEW, MARGIN, Falls, NonInferiority, caution, falls, non_inferiority
 
 __all__ = [
-    "FEW", "MARGIN", "RESAMPLES", "Falls", "Interval", "NonInferiority", "Profile", "Statistic", "as_returns", "caution", "cvar", "difference_interval", "falls", "iqm",
+    "FEW", "MARGIN", "RESAMPLES", "Falls", "Interval", "NonInferiority", "Profile", "Statistic", "above", "as_returns", "caution", "cvar", "difference_interval", "falls", "iqm",
     "iqm_interval", "mean", "mean_interval", "median", "non_inferiority", "paired_difference", "performance_profile", "probability_of_improvement", "retention",
     "statistic_interval", "student_quantile", "told_apart", "wilson",
 ]  # fmt: skip
@@ -132,6 +132,11 @@ def told_apart(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> bool:
     return gap > student_quantile((1 + level) / 2, freedom) * math.sqrt(va + vb)
 
 
+def above(teacher: ArrayLike, random: ArrayLike, *, level: float = 0.95) -> bool:
+    """Whether a teacher is shown to be better than random play: a share of what it earns above that would otherwise mean nothing, or reward the worse."""
+    return told_apart(teacher, random, level=level) and float(as_returns(teacher).mean()) > float(as_returns(random).mean())
+
+
 def retention(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -141,14 +146,14 @@ def retention(
     level: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """(student − random) / (teacher − random) of mean returns, or None where teacher and random can't be told apart.
+    """(student − random) / (teacher − random) of mean returns, or None where the teacher isn't shown to be better than random.
 
     ``paired``: student's and teacher's episodes [n] have the same seeds and are resampled together; the random policy's
     [m] are resampled apart from them.
     """
     s, t = both(student, teacher, paired)
     r = as_returns(random, "the random policy's returns")
-    if not told_apart(t, r, level=level):
+    if not above(t, r, level=level):
         return None
     rng = np.random.default_rng(seed)
     if paired:

@@ -40,13 +40,9 @@ def numbers_of(seeds: Seeds, episodes: int, spec: Spec) -> np.ndarray:
 
 def scale_of(random: Returns, teacher: Returns, numbers: np.ndarray) -> Scale | None:
     """None where in some task the teacher isn't better than random play, or can't be told from it: a share of that would reward the worse."""
-    if not all(_above(teacher[numbers == k], random[numbers == k]) for k in range(int(numbers.max()) + 1)):
+    if not all(stats.above(teacher[numbers == k], random[numbers == k]) for k in range(int(numbers.max()) + 1)):
         return None
     return Scale(tuple(means(random, numbers)), tuple(means(teacher, numbers)))
-
-
-def _above(teacher: Returns, random: Returns) -> bool:
-    return stats.told_apart(teacher, random) and float(teacher.mean()) > float(random.mean())
 
 
 def means(returns: Returns, numbers: np.ndarray) -> list[float]:
@@ -69,7 +65,7 @@ def split(spec: Spec, measured: Mapping[str, Any], numbers: np.ndarray, seed: in
         return dict(measured), sections, ["returns are averaged over tasks as they come: there is no teacher to bring them to one scale"]
     scale = scale_of(likely["random"].returns, likely["teacher"].returns, numbers)
     if scale is None:
-        below = [s["name"] for k, s in enumerate(sections) if not _above(*(likely[who].returns[numbers == k] for who in ("teacher", "random")))]
+        below = [s["name"] for k, s in enumerate(sections) if not stats.above(*(likely[who].returns[numbers == k] for who in ("teacher", "random")))]
         return dict(measured), sections, [f"returns are averaged over tasks as they come: the teacher isn't shown to be better than random play in {' and '.join(below)}"]
     scaled = {who: replace(r, likely=_scaled(r.likely, scale, numbers), sampled=None if r.sampled is None else _scaled(r.sampled, scale, numbers)) for who, r in measured.items()}
     return scaled, sections, ["returns of all tasks together are shares of what each task's teacher earns above random play (0 is random, 1 the teacher); in their own units they stand by task"]
