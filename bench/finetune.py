@@ -1,7 +1,7 @@
 """Does the return collapse when a distilled student goes on by reward, with the critic's warm-up and without?
 
 Each line: the return (mean over seeds, of EPISODES episodes on seeds of their own) when distilling ended, the lowest and the last one
-of those measured while PPO went on, and the share of seeds that fell below 80 % of where they began. One process, about a minute a seed.
+of those measured while PPO went on, as many rounds of it either way, and the share of seeds that fell below 80 % of where they began. One process, about a minute a seed.
 
     python bench/finetune.py examples/ppo_lunar.zip=LunarLander-v3 --student mlp:16x16 --distil 12000 --reward 40000
 """
@@ -30,10 +30,11 @@ EVERY = 2
 
 def curve(teacher: str, env: str, student: str, seed: int, distil: int, reward: int, changes: dict[str, float], warm: bool) -> dict[str, object]:
     """One seed: returns from the end of distilling on."""
-    config = Config(teacher=teacher, env=env, student=student, seed=seed, until="none", env_steps=distil + reward, backend="gymnasium:1", threads=1)
+    config = Config(teacher=teacher, env=env, student=student, seed=seed, until="none", env_steps=100 * (distil + reward), backend="gymnasium:1", threads=1)
     setup = settle(config, None, None)
-    phases = methods.with_finetuning((replace(setup.config.phase[0], until=f"spent={distil / (distil + reward)}"),))
-    phases = (*phases[:2], replace(phases[2], **changes))  # type: ignore[arg-type]  # numbers of the same kind
+    first, critic, last = methods.with_finetuning((replace(setup.config.phase[0], until=f"spent={distil / config.env_steps}"),))
+    rounds = max(1, reward // (last.steps * config.slots))
+    phases = (first, critic, replace(last, **changes, rounds=rounds))  # type: ignore[arg-type]  # numbers of the same kind
     setup = replace(setup, config=replace(setup.config, phase=phases if warm else (phases[0], phases[2])))
     state, found = begin(setup), []
     folder = Folder.create(Path(tempfile.mkdtemp()) / "r", "bench")

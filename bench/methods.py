@@ -132,8 +132,10 @@ class Plan:
 def plan(case: Case, path: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
     """The jobs of a case, each method's phases in their key."""
     from distillrl import envs, loading, methods
+    from distillrl.config import Config
     from distillrl.envs import EnvOptions, Seeds
     from distillrl.errors import DistillError, Misconfigured
+    from distillrl.settling import begin, settle
 
     vector = envs.make(EnvOptions(case.env, backend="gymnasium:1"), 1, Seeds(0, "dry"))
     spec = vector.spec
@@ -145,12 +147,14 @@ def plan(case: Case, path: Path, seeds: Sequence[int], only: Sequence[str]) -> P
     shared = {"teacher": digest(str(path)), "env": case.env, "episodes": case.episodes, "_teacher": str(path)}
     made = Plan(case, [(baseline, {**shared, "what": "baseline", "seed": s, "_name": f"baseline {case.env} {s}"}) for s in seeds], {}, {})
     for name in only or [n for n, m in methods.METHODS.items() if m.driver != "recorded play"]:
+        student = TREE if name == "viper-tree" else case.student
         try:
             phases = [plain(phase) for phase in methods.expand(name, gives, spec)]
+            tried = settle(Config(teacher=str(path), env=case.env, student=student, method=name, backend="gymnasium:1"), None, None)
+            begin(tried).drive.vector.close()
         except DistillError as error:
             made.unsuited[name] = str(error)
             continue
-        student = TREE if name == "viper-tree" else case.student
         facts = {**shared, "what": "method", "steps": case.steps, "student": student, "phases": phases, "_method": name}
         made.methods[name] = [(distilled, {**facts, "seed": s, "_name": f"{name} {case.env} {case.steps} {s}"}) for s in seeds]
     return made

@@ -175,8 +175,8 @@ def with_finetuning(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """The phases, and after them the reward alone: the critic with the policy frozen until it explains half of the returns' variance, then PPO.
 
     The last phase given ends with the run's aim, or with half of the budget, unless it says when; the critic has 10 rounds or a quarter
-    of the budget at most, and the λ of what follows (with λ = 1 in its place the return fell afterwards: docs/methods.md). PPO goes four
-    times over its 1,024 steps a round: sixteen times, at a lower rate, let the return fall later on, whatever the critic knew.
+    of the budget at most, and the λ of what follows (with λ = 1 in its place the return fell afterwards: docs/methods.md). PPO goes twice
+    over a round's 2,048 steps (of 16 slots): eight times, at a lower rate, let the return fall later on, whatever the critic knew.
     """
     before = phases[-1]
     if not before.rounds and before.until == "none":
@@ -222,7 +222,7 @@ METHODS: dict[str, Method] = {
     "viper-tree": Method(viper_tree, "a tree by imitation", "Bastani 2018, 1805.08328", "teacher, then student", "action", "the student is a tree"),
     "dagger-by-episode": Method(dagger_by_episode, "dataset aggregation by episode", "Ross 2011, 1011.0686", "mixture by episode", "action", "as dagger, where a state only makes sense along one policy's way"),
     "dart": Method(dart, "noise-injected teacher", "Laskey 2017, 1703.09327", "teacher with noise", "action", "the student must never drive, and errors must be unlearnt"),
-    "active": Method(active, "active labelling", "Menda 2019, 1807.08364; Seung 1992", "teacher, then student", "action", "the teacher's answers are dear: with --labels, it is asked about the states that students disagree on"),
+    "active": Method(active, "active labelling", "Menda 2019, 1807.08364; Seung 1992", "teacher, then student", "action; no memory", "the teacher's answers are dear: with --labels, it is asked about the states that students disagree on"),
     "late-start": Method(late_start, "late starts", "Uchendu 2023, 2204.02372", "teacher, then student, in each episode", "action", "what matters lies deep in an episode, where the student alone doesn't get"),
     "lazy-dagger": Method(lazy_dagger, "teacher's rescue by agreement", "Hoque 2021, 2104.00053", "student, rescued by the teacher", "action", "the student must not stray far while it learns"),
     "thrifty-dagger": Method(thrifty_dagger, "teacher's rescue by value", "Hoque 2021, 2109.08273", "student, rescued by the teacher", "action and value or q", "danger counts, not difference"),
