@@ -62,7 +62,7 @@ def test_hints_layers_are_learnt_reproducibly():
 
 def test_bilinear_golden_value():
     student, teacher = sees(t([1.0, 2.0])), batch(t([0.0]), q=t([2.0]))
-    loss = objectives.make("bilinear", {"penalty": 0.1}, student, teacher, generator())
+    loss = objectives.make("bilinear", {"penalty": 0.1, "scale": 1.0}, student, teacher, generator())
     with torch.no_grad():
         loss.w.copy_(t([[0.5, 0.0], [0.0, 0.5]]))
     # φᵀWφ = ½ · 1 + ½ · 4 = 2.5 against 2; ‖W‖² = ½

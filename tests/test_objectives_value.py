@@ -32,15 +32,15 @@ def batch(**knowledge):
 
 def test_q_golden_values():
     student, teacher = Prediction(q=t(1.0, 4.0)), batch(q=t(3.0, 1.0))
-    assert value.q_mse(student, teacher).item() == pytest.approx(4 + 9)
+    assert value.q_mse(student, teacher, scale=1.0).item() == pytest.approx(4 + 9)
     assert value.q_mse(student, teacher, scale=2.0).item() == pytest.approx(13 / 4)
     # Means 2.5 and 2: advantages (−1.5, 1.5) and (1, −1)
-    assert value.advantage_mse(student, teacher).item() == pytest.approx(2 * 2.5**2)
+    assert value.advantage_mse(student, teacher, scale=1.0).item() == pytest.approx(2 * 2.5**2)
     # Maxima 4 and 3: (−3, 0) and (0, −2)
-    assert value.advantage_mse(student, teacher, baseline="max").item() == pytest.approx(9 + 4)
-    assert value.dueling_mse(student, teacher).item() == pytest.approx(0.5**2 + 12.5)
-    assert value.dueling_mse(student, teacher, value_weight=2.0).item() == pytest.approx(value.q_mse(student, teacher).item())
-    assert value.dueling_mse(student, teacher, value_weight=0.0, advantage_weight=3.0).item() == pytest.approx(37.5)
+    assert value.advantage_mse(student, teacher, baseline="max", scale=1.0).item() == pytest.approx(9 + 4)
+    assert value.dueling_mse(student, teacher, scale=1.0).item() == pytest.approx(0.5**2 + 12.5)
+    assert value.dueling_mse(student, teacher, value_weight=2.0, scale=1.0).item() == pytest.approx(value.q_mse(student, teacher, scale=1.0).item())
+    assert value.dueling_mse(student, teacher, value_weight=0.0, advantage_weight=3.0, scale=1.0).item() == pytest.approx(37.5)
     # softmax((3, 1)/2) = (e, 1)/(e + 1), softmax((1, 4)) = (1, e³)/(1 + e³)
     p = math.e / (1 + math.e)
     golden = p * (math.log(p) + math.log(1 + math.exp(3))) + (1 - p) * (math.log(1 - p) - 3 + math.log(1 + math.exp(3)))
@@ -48,22 +48,36 @@ def test_q_golden_values():
     assert value.q_kl(student, batch(q=student.q), teacher_temperature=1.0).item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_without_a_scale_losses_are_as_large_as_the_teachers_figures():
+    mask = torch.tensor([True, False, True])
+    teacher = batch(q=t(300.0, 1e9, 100.0), action=Categorical(t(0.0, 0.0, 0.0), mask))
+    nothing = Prediction(q=t(0.0, 0.0, 0.0))
+    assert value.q_mse(nothing, teacher).item() == pytest.approx(2.0), "1 for each legal action"
+    assert value.advantage_mse(nothing, teacher).item() == pytest.approx(2.0)
+    assert value.dueling_mse(nothing, teacher, advantage_weight=0.0).item() == pytest.approx(200**2 / 50_000)
+    values = torch.tensor([300.0, 100.0])
+    assert value.value_mse(Prediction(value=torch.zeros(2)), batch(value=values)).tolist() == pytest.approx([1.8, 0.2])
+    same = value.value_mse(Prediction(value=values / 2), batch(value=values))
+    assert torch.allclose(same, value.value_mse(Prediction(value=50 * values), batch(value=100 * values))), "whatever the unit of reward"
+    assert value.value_mse(Prediction(value=torch.ones(2)), batch(value=torch.zeros(2))).isfinite().all()
+
+
 def test_value_golden_values():
     student = Prediction(value=t(1.0))
     assert value.value_mse(student, batch(value=t(4.0)), scale=3.0).item() == pytest.approx(1.0)
     greedy = batch(q=t(2.0, 5.0).unsqueeze(0), action=Deterministic(torch.tensor([1])))
-    assert value.value_mse(student, greedy).item() == pytest.approx(16.0)  # max Q = 5
+    assert value.value_mse(student, greedy, scale=1.0).item() == pytest.approx(16.0)  # max Q = 5
     soft = batch(q=t(2.0, 6.0).unsqueeze(0), action=Categorical(t(0.0, 0.0).unsqueeze(0)))
-    assert value.value_mse(student, soft).item() == pytest.approx(9.0)  # the mean under ½, ½ is 4
+    assert value.value_mse(student, soft, scale=1.0).item() == pytest.approx(9.0)  # the mean under ½, ½ is 4
 
 
 def test_illegal_actions_do_not_count():
     mask = torch.tensor([True, False, True])
     teacher = batch(q=t(1.0, 100.0, 3.0), action=Categorical(t(0.0, 0.0, 0.0), mask))
     student = Prediction(q=t(2.0, -100.0, 5.0))
-    assert value.q_mse(student, teacher).item() == pytest.approx(1 + 4)
-    assert value.advantage_mse(student, teacher).item() == pytest.approx(0.25 + 0.25)  # (−1.5, 1.5) against (−1, 1)
-    assert value.advantage_mse(student, teacher, baseline="max").item() == pytest.approx(1.0)  # (−3, 0) against (−2, 0)
+    assert value.q_mse(student, teacher, scale=1.0).item() == pytest.approx(1 + 4)
+    assert value.advantage_mse(student, teacher, scale=1.0).item() == pytest.approx(0.25 + 0.25)  # (−1.5, 1.5) against (−1, 1)
+    assert value.advantage_mse(student, teacher, baseline="max", scale=1.0).item() == pytest.approx(1.0)  # (−3, 0) against (−2, 0)
     assert value.q_kl(student, teacher, teacher_temperature=1.0).item() == pytest.approx(
         value.q_kl(Prediction(q=t(2.0, 5.0)), batch(q=t(1.0, 3.0)), teacher_temperature=1.0).item()
     )

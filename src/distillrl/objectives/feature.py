@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from distillrl.errors import Misconfigured, Missing
 from distillrl.objectives.layers import ByTask, chosen, counted, leading, linear, raw, regressor
+from distillrl.objectives.value import sized
 from distillrl.records import TASKS, Batch, Prediction
 from distillrl.tasks import TASK
 
@@ -70,7 +71,7 @@ class Bilinear(nn.Module):
         generator: torch.Generator,
         student_layer: str = "last",
         penalty: float = 1e-3,
-        scale: float = 1.0,
+        scale: float = 0.0,
     ) -> None:
         super().__init__()
         self.student_layer, self.penalty, self.scale = student_layer, penalty, scale
@@ -84,9 +85,10 @@ class Bilinear(nn.Module):
         target = self._target(batch)
         features = chosen(student, self.student_layer, "bilinear", STUDENT, batch)
         form = torch.einsum("...i,aij,...j->...a", features, self.w, features)
-        loss = ((form - target) / self.scale).square().sum(-1) + self.penalty * self.w.square().sum()
+        scale = sized(self.scale, target)
+        loss = ((form - target) / scale).square().sum(-1) + self.penalty * self.w.square().sum()
         own = student.q if batch.teacher.q is not None else (None if student.value is None else student.value.unsqueeze(-1))
-        return loss if own is None else loss + ((own - target) / self.scale).square().sum(-1)
+        return loss if own is None else loss + ((own - target) / scale).square().sum(-1)
 
     @staticmethod
     def _target(batch: Batch) -> Tensor:

@@ -53,6 +53,8 @@ _TEMPERATURES: Options = {"teacher_temperature": (1.0, POSITIVE), "student_tempe
 _SAMPLED: Options = {"samples": (0, count(0)), **_TEMPERATURES}
 _NUMBERS: Options = {"scale": ("range", one_of("range", "std", "none")), "clip": (True, flag), "centre": (True, flag)}
 _SCALE: Options = {"scale": (1.0, POSITIVE)}
+_SIZED: Options = {"scale": (0.0, NOT_NEGATIVE)}
+"""0: as large as the teacher's own figures; else in units of reward."""
 _LAYERS: Options = {"layer": ("last", layer), "student_layer": ("last", layer)}
 _BASELINE: Options = {"baseline": ("mean", one_of("mean", "max"))}
 _CLIP: Options = {"clip": (0.2, POSITIVE)}
@@ -93,15 +95,15 @@ _POLICY = (
 )  # fmt: skip
 
 _VALUE = (
-    Objective("q_mse", "value:q_mse", "a student that must know Q itself, as a critic or to learn on", "Rusu 2016 (1511.06295)", _Q, _SCALE, DISCRETE),
+    Objective("q_mse", "value:q_mse", "a student that must know Q itself, as a critic or to learn on", "Rusu 2016 (1511.06295)", _Q, _SIZED, DISCRETE),
     Objective("q_kl", "value:q_kl", "a student of a DQN: sharpened Q-values as a policy", "Rusu 2016 (1511.06295)",
               _Q, {"teacher_temperature": (0.01, POSITIVE), "student_temperature": (1.0, POSITIVE)}, DISCRETE),
     Objective("value_mse", "value:value_mse", "a critic for the student, before it learns by reward", "Schmitt 2018 (1803.03835)",
-              _wants("teacher.value|teacher.q", "student.value"), _SCALE),
+              _wants("teacher.value|teacher.q", "student.value"), _SIZED),
     Objective("advantage_mse", "value:advantage_mse", "which action is better and by how much, without the state's own value", "Wang 2016 (1511.06581)",
-              _Q, {**_SCALE, **_BASELINE}, DISCRETE),
+              _Q, {**_SIZED, **_BASELINE}, DISCRETE),
     Objective("dueling_mse", "value:dueling_mse", "value and advantage of Q, weighed apart", "Wang 2016 (1511.06581)",
-              _Q, {**_SCALE, **_BASELINE, "value_weight": (1.0, NOT_NEGATIVE), "advantage_weight": (1.0, NOT_NEGATIVE)}, DISCRETE),
+              _Q, {**_SIZED, **_BASELINE, "value_weight": (1.0, NOT_NEGATIVE), "advantage_weight": (1.0, NOT_NEGATIVE)}, DISCRETE),
     Objective("quantile_huber", "value:quantile_huber", "a return distribution, by the loss that it was trained with", "Dabney 2018 (1710.10044); Kuznetsov 2020 (2005.04269)",
               _QUANTILES, {"kappa": (1.0, POSITIVE), **_SCALE, "drop": (0, count(0))}),
     Objective("quantile_distance", "value:quantile_distance", "a return distribution, by a distance that is 0 at equality", "Dabney 2018 (1710.10044)",
@@ -118,7 +120,7 @@ _FEATURE = (
               _FEATURES, {**_LAYERS, "hidden": (128, count(1)), "always": (False, flag)}, learns=True),
     Objective("bilinear", "feature:Bilinear", "features from which the teacher's Q is a regularised bilinear form", "the mission's text",
               _wants("teacher.q|teacher.value", "student.features[layer]"),
-              {"student_layer": ("last", layer), "penalty": (1e-3, NOT_NEGATIVE), **_SCALE}, learns=True),
+              {"student_layer": ("last", layer), "penalty": (1e-3, NOT_NEGATIVE), **_SIZED}, learns=True),
     Objective("attention_transfer", "feature:attention_transfer", "convolutional teacher and student: look at the same places", "Zagoruyko 2017 (1612.03928)",
               _FEATURES, {**_LAYERS, "power": (2, count(1))}),
     Objective("rkd_distance", "feature:rkd_distance", "how far states are apart to the teacher; any sizes, nothing learnt", "Park 2019 (1904.05068)",

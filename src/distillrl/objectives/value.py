@@ -1,7 +1,8 @@
 """Losses on how good things are: the student's Q-values, values and return distributions against the teacher's.
 
 Each is ``(student, batch, *, options) → Tensor[...]``, one number per state, summed over actions. ``scale`` divides both
-sides first, in units of reward, so that a return of hundreds doesn't drown the other terms. Illegal actions don't count.
+sides first, in units of reward, so that a return of hundreds doesn't drown the other terms; 0 takes the root mean square of what
+the teacher says of the batch. Illegal actions don't count.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from distillrl.records import Batch, Prediction, need
 STUDENT = "this student"
 
 
-def q_mse(student: Prediction, batch: Batch, *, scale: float = 1.0) -> Tensor:
+def q_mse(student: Prediction, batch: Batch, *, scale: float = 0.0) -> Tensor:
     """[...] Σ_a (Q_S(s, a) − Q_T(s, a))² / scale² (Rusu 2016, eq. 1): also how much is at stake, which a small student can't always hold."""
-    return _sum_legal(_q_difference(student, batch, "q_mse").square(), batch) / scale**2
+    gap = _q_difference(student, batch, "q_mse")
+    return _sum_legal(gap.square(), batch) / sized(scale, batch.teacher.q, _legal(batch)) ** 2
 
 
 def q_kl(student: Prediction, batch: Batch, *, teacher_temperature: float = 0.01, student_temperature: float = 1.0) -> Tensor:
@@ -38,26 +40,27 @@ def q_kl(student: Prediction, batch: Batch, *, teacher_temperature: float = 0.01
     return Categorical(target / teacher_temperature, mask).kl(Categorical(q / student_temperature, mask))
 
 
-def value_mse(student: Prediction, batch: Batch, *, scale: float = 1.0) -> Tensor:
+def value_mse(student: Prediction, batch: Batch, *, scale: float = 0.0) -> Tensor:
     """[...] (V_S(s) − V_T(s))² / scale². A teacher that gives only Q has V_T = Σ_a π_T(a) Q_T(s, a), the maximum where it is greedy."""
     mine = need(student, "value", "value_mse", STUDENT)
-    return ((mine - state_value(batch.teacher, "value_mse")) / scale).square()
+    theirs = state_value(batch.teacher, "value_mse")
+    return ((mine - theirs) / sized(scale, theirs)).square()
 
 
-def advantage_mse(student: Prediction, batch: Batch, *, scale: float = 1.0, baseline: str = "mean") -> Tensor:
+def advantage_mse(student: Prediction, batch: Batch, *, scale: float = 0.0, baseline: str = "mean") -> Tensor:
     """[...] Σ_a (A_S(s, a) − A_T(s, a))² / scale² with A = Q − baseline: which action is better and by how much, not how good the state is.
 
     ``baseline``: 'mean' or 'max' of Q over legal actions, as in dueling networks (Wang 2016, 1511.06581, eq. 9 and 8).
     """
     (_, mine), (_, theirs) = _parts(student, batch, baseline, "advantage_mse")
-    return _sum_legal((mine - theirs).square(), batch) / scale**2
+    return _sum_legal((mine - theirs).square(), batch) / sized(scale, theirs, _legal(batch)) ** 2
 
 
 def dueling_mse(
     student: Prediction,
     batch: Batch,
     *,
-    scale: float = 1.0,
+    scale: float = 0.0,
     baseline: str = "mean",
     value_weight: float = 1.0,
     advantage_weight: float = 1.0,
@@ -68,7 +71,7 @@ def dueling_mse(
     """
     (v, a), (target_v, target_a) = _parts(student, batch, baseline, "dueling_mse")
     values = (v - target_v).squeeze(-1).square()
-    return (value_weight * values + advantage_weight * _sum_legal((a - target_a).square(), batch)) / scale**2
+    return (value_weight * values + advantage_weight * _sum_legal((a - target_a).square(), batch)) / sized(scale, batch.teacher.q, _legal(batch)) ** 2
 
 
 def quantile_huber(student: Prediction, batch: Batch, *, kappa: float = 1.0, scale: float = 1.0, drop: int = 0) -> Tensor:
@@ -96,6 +99,17 @@ def quantile_distance(student: Prediction, batch: Batch, *, power: int = 1, scal
     gap = (mine.sort(-1).values[..., i] - theirs.sort(-1).values[..., j]).abs() / scale
     distance = (gap**power * torch.tensor(widths, dtype=gap.dtype, device=gap.device)).sum(-1)
     return _sum_legal(distance, batch)
+
+
+def sized(scale: float, theirs: Tensor | None, counts: Tensor | None = None) -> Tensor | float:
+    """What both sides are divided by: ``scale``, or where it is 0 the root mean square of the teacher's figures, so that a student that says 0 has a loss of 1 each.
+
+    ``counts``: a mask of those that do.
+    """
+    if scale or theirs is None:
+        return scale or 1.0
+    known = theirs.detach() if counts is None or counts.shape[-1] != theirs.shape[-1] else theirs.detach()[counts.expand_as(theirs)]
+    return known.square().mean().sqrt().clamp_min(1e-6)
 
 
 class Distributional(nn.Module):
