@@ -9,7 +9,7 @@ from distillrl.actions import Categorical
 from distillrl.dataset import Dataset
 from distillrl.errors import DistillError, Missing
 from distillrl.exporting import export, opened
-from distillrl.images import Grey, Jitter, Resize, taps
+from distillrl.images import LEAST_SPREAD, Background, Grey, Jitter, Resize, taps
 from distillrl.records import ActionSpace, Group, Prediction, Rollout, Spec
 from distillrl.senses import Sense
 
@@ -73,6 +73,13 @@ def test_an_image_student_on_numbers_is_told_what_would_see_an_image():
         students.make("cnn:8", Spec({"obs": Group((8,), "float32")}, ActionSpace("discrete", n=2)), generator())
 
 
+def shown(student, x):
+    """A rollout in which these frames [T + 1, N, *shape] were seen."""
+    no = torch.zeros(x.shape[0] - 1, x.shape[1], dtype=torch.bool)
+    obs = student.sense.glance({"obs": x}) if student.sense.early else {"obs": x}
+    return Rollout(obs, no.long(), no.float(), no, no, no, ~no, no.to(torch.int8), ~no, Prediction(Categorical(torch.zeros(*no.shape, 3))), None, no.long())
+
+
 @pytest.mark.parametrize(
     ("word", "to", "see"),
     [*(("cnn:8k8s4-12k3s2d:16", to, "stack=3, crop=4-37x2-39") for to in ("c", "onnx", "js", "python")), ("cnn:4k8s4-8k4s2:16", "torch", "stack=3"),
@@ -80,6 +87,7 @@ def test_an_image_student_on_numbers_is_told_what_would_see_an_image():
 )  # fmt: skip
 def test_exports_see_what_the_student_sees(word, to, see, tmp_path):
     student = students.make(word, spec(1, 40, 40, n=5), generator(), see=see)
+    assert students.look(student, shown(student, pixels(6, 2, 1, 40, 40))) == ("crop" not in see), "what was cropped behind the stack is seen as it is"
     try:
         policy = opened(export(student, to, tmp_path), student)
     except Missing as error:
@@ -92,6 +100,29 @@ def test_exports_see_what_the_student_sees(word, to, see, tmp_path):
         other, theirs = policy.act(obs, theirs, starts)
         assert torch.equal(mine.action.mode, other.action.mode)
         assert np.allclose(np.asarray(policy.raw).reshape(2, -1), mine.action.logits.detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "see"), [((1, 40, 40), "stack=3"), ((40, 44, 3), "stack=2"), ((40, 44, 3), "grey, resize=40, stack=4")])
+def test_images_are_seen_against_what_is_always_there(shape, see, tmp_path):
+    student = students.make("cnn:4k8s4:8", spec(*shape, n=5), generator(), see=see)
+    always, moving = torch.full((9, 2, *shape), 150, dtype=torch.uint8), torch.zeros((9, 2, *shape), dtype=torch.uint8)
+    moving[::2] = 20
+    before = students.make("cnn:4k8s4:8", spec(*shape, n=5), generator(), see=see).sense
+    assert students.look(student, shown(student, always + moving))
+    assert [step.kind for step in student.sense.steps] == [step.kind.replace("scale", "background") for step in before.steps]
+    seen, _ = student.sense({"obs": always[0] + 30}, student.sense.init(2), torch.tensor([True, True]))
+    new = seen["obs"][:, -1]
+    assert torch.allclose(new, torch.full_like(new, 2.0), atol=0.05), "the mean is 160, the spread 10"
+    artifact.write_bytes(tmp_path / "s.safetensors", artifact.dumps(student.header(), student.artifact_tensors()))
+    again = students.build(*artifact.load(tmp_path / "s.safetensors"))
+    assert torch.equal(again.sense({"obs": always[0] + 30}, again.sense.init(2), torch.tensor([True, True]))[0]["obs"], seen["obs"])
+
+
+def test_what_hardly_moved_is_not_blown_up_and_another_size_is_a_sentence():
+    step = Background.of({"obs": torch.full((3, 1, 8, 8), 7, dtype=torch.uint8)})
+    assert float(step.spread0) == LEAST_SPREAD
+    with pytest.raises(DistillError, match="background"):
+        step.after({"obs": Group((1, 8, 9), "uint8")})
 
 
 # ── senses of images ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -285,10 +285,7 @@ def _room(config: Config, progress: Progress, labelling: bool) -> int:
 
 def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
     """Measure the student's normaliser from the first rollout, and make the learner anew around it."""
-    moments = students.moments(state.student, rollout)
-    if moments:
-        count = int(rollout.valid.sum()) if seeing.running(setup.config.see) else 0
-        state.student.sense = students.normalised(state.student, moments, count)
+    if students.look(state.student, rollout, seeing.running(setup.config.see)):
         enter_phase(setup, state, state.progress.phase)
 
 

@@ -23,6 +23,8 @@ ONE = 1 << 12
 """The weights of a filter are whole numbers with this sum: 255 · 4096 is exact in float32, in any order of adding."""
 LUMA = (77, 150, 29)
 """ITU-R BT.601's weights of red, green and blue, of 256."""
+LEAST_SPREAD = 4.0
+"""Grey levels that a background's rest is taken to differ by at least: what hardly moved in one round may move later."""
 LARGEST = 4096
 """Pixels of a side that an image may be made."""
 PART = 1 << 20
@@ -247,6 +249,69 @@ class Jitter(nn.Module):
             shape = (*lead, *[1] * rank)
             changed = (x - mean) * contrast.view(shape).to(x.device) + mean * bright.view(shape).to(x.device)
             out[name] = changed.round().clamp(0, 255).to(torch.uint8)
+        return out
+
+
+class Background(nn.Module):
+    """(x − image) / spread of each named image [C, H, W] of 8 bits, as float32: what differs from what is always there.
+
+    ``image`` is the mean of one frame, in bytes, as a round of play showed it, and is the same for each of the stacked frames, of which there are
+    C / c; ``spread`` is the root mean square of the rest. Without it, a network must first learn to overlook what stays, which is brighter
+    than what matters (LeCun 1998, «Efficient BackProp», section 4.3; docs/pixels.md has figures).
+    """
+
+    kind = "background"
+
+    def __init__(self, shapes: Mapping[str, Iterable[int]]) -> None:
+        super().__init__()
+        self.shapes = {name: tuple(shapes[name]) for name in sorted(shapes)}
+        for i, shape in enumerate(self.shapes.values()):
+            self.register_buffer(f"image{i}", torch.zeros(shape, dtype=torch.uint8))
+            self.register_buffer(f"spread{i}", torch.full((), 255.0))
+
+    @staticmethod
+    def of(frames: Mapping[str, Tensor]) -> Background:
+        """From {name: [states, c, H, W] uint8}."""
+        step = Background({name: x.shape[1:] for name, x in frames.items()})
+        for i, name in enumerate(step.shapes):
+            x = frames[name]
+            image = sum((part.sum(0, dtype=torch.int64) for part in x.split(256)), torch.zeros((), dtype=torch.int64)).double().div(len(x)).round()
+            rest = sum(float((part.float() - image.float()).square().sum(dtype=torch.float64)) for part in x.split(256)) / x.numel()
+            getattr(step, f"image{i}").copy_(image)
+            getattr(step, f"spread{i}").fill_(max(math.sqrt(rest), LEAST_SPREAD))
+        return step
+
+    def options(self) -> dict[str, Any]:
+        """The shapes of one frame."""
+        return {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
+
+    def after(self, groups: Mapping[str, Group]) -> dict[str, Group]:
+        """The same shapes, as float32; raises Misconfigured where they aren't so many frames."""
+        out = dict(groups)
+        for name, (count, *pixels) in self.shapes.items():
+            shape = _image(groups, name, "background").shape
+            if len(shape) != 3 or list(shape[1:]) != pixels or not count or shape[0] % count:
+                raise Misconfigured(f"the background of {name!r} is {[count, *pixels]}, the observation {groups[name]}")
+            out[name] = Group(shape, "float32")
+        return out
+
+    def init(self, n: int) -> Memory:
+        """None."""
+        return {}
+
+    def shift(self, name: str, count: int) -> tuple[Tensor, Tensor]:
+        """1 / spread, and −image / spread of so many channels, [C, H, W]."""
+        i = list(self.shapes).index(name)
+        scale = 1 / self.get_buffer(f"spread{i}")
+        image = self.get_buffer(f"image{i}")
+        return scale, (image.float() * -scale).repeat(count // len(image), 1, 1)
+
+    def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
+        """[..., C, H, W] each."""
+        out = dict(groups)
+        for name in self.shapes:
+            scale, shift = self.shift(name, groups[name].shape[-3])
+            out[name] = torch.addcmul(shift, groups[name].float(), scale)
         return out
 
 

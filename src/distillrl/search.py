@@ -199,13 +199,8 @@ def _round(race: Race) -> None:
 
 def _normalise(race: Race, rollout: Rollout) -> None:
     """All see through one normaliser, measured on the first rollout."""
-    changed = False
-    for entry in race.order:
-        moments = students.moments(entry.policy, rollout)
-        if moments:
-            entry.policy.sense = students.normalised(entry.policy, moments)
-            changed = True
-    if changed:
+    changed = [students.look(entry.policy, rollout) for entry in race.order]
+    if any(changed):
         turn = race.cohort.turn
         race.cohort = seated(race.setup, race.state, [e.policy for e in race.order])
         race.cohort.turn = turn

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from distillrl.errors import Misconfigured, nearest
 from distillrl.filters import Choose, Clip, Delay, Noise, Quantise
-from distillrl.images import Crop, Grey, Jitter, Resize
+from distillrl.images import Background, Crop, Grey, Jitter, Resize
 from distillrl.normalising import Normalise
 from distillrl.policies import Memory
 from distillrl.records import Group
@@ -231,7 +231,7 @@ class Stack(nn.Module):
         return out
 
 
-STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter, Spectrogram, Played)}
+STEPS: dict[str, Any] = {step.kind: step for step in (Pick, OneHot, Normalise, Scale, ChannelsFirst, Stack, First, Join, RemainingTime, Choose, Delay, Clip, Noise, Quantise, Crop, Grey, Resize, Jitter, Background, Spectrogram, Played)}
 
 
 class Sense(nn.Module):

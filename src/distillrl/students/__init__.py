@@ -22,7 +22,7 @@ from distillrl.records import Group, Rollout, Spec
 from distillrl.senses import Sense, one_hot_where_needed
 from distillrl.students import compact, fused, given, recurrent
 from distillrl.students.by_task import with_heads
-from distillrl.students.cnn import build_cnn, is_grid, make_cnn, parse_cnn
+from distillrl.students.cnn import before_background, build_cnn, is_grid, make_cnn, parse_cnn
 from distillrl.students.forest import build_forest, make_forest, parse_forest
 from distillrl.students.fused import parse_attention, parse_late
 from distillrl.students.leaf_linear import build_leaf_linear, make_leaf_linear, parse_leaf_linear
@@ -47,15 +47,17 @@ class Family:
     """Whether it is fitted anew to all labelled states each round, not descended."""
     suits: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a phase that suit it better than the usual ones."""
+    sees: bool = False
+    """Whether it has convolutions for the images that it is given, and sees them against their background."""
 
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family(parse_mlp, make_mlp, build_mlp, "mlp:16x16, mlp:64x64:relu, or mlp: for a linear one"),
-    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128, "updates": 256}),
+    "cnn": Family(parse_cnn, make_cnn, build_cnn, "cnn:8-16-16:64, cnn:16k8s4-32k4s2:256 or cnn:rusu-7 for images", suits={"lr": 1e-3, "steps": 64, "batch": 128, "updates": 256}, sees=True),
     "gru": Family(parse_recurrent, partial(recurrent.make, "gru"), partial(recurrent.build, "gru"), "gru:32, or gru:32:16x16 with layers behind it"),
     "lstm": Family(parse_recurrent, partial(recurrent.make, "lstm"), partial(recurrent.build, "lstm"), "lstm:32"),
-    "late": Family(parse_late, partial(fused.make, "late"), partial(fused.build, "late"), "late:16:32 for several senses, each through layers of its own"),
-    "attention": Family(parse_attention, partial(fused.make, "attention"), partial(fused.build, "attention"), "attention:16x2:32 for several senses that look at one another"),
+    "late": Family(parse_late, partial(fused.make, "late"), partial(fused.build, "late"), "late:16:32 for several senses, each through layers of its own", sees=True),
+    "attention": Family(parse_attention, partial(fused.make, "attention"), partial(fused.build, "attention"), "attention:16x2:32 for several senses that look at one another", sees=True),
     "tree": Family(parse_tree, make_tree, build_tree, "tree:leaves=64", grown=True),
     "linear-tree": Family(parse_leaf_linear, make_leaf_linear, build_leaf_linear, "linear-tree:leaves=8", grown=True),
     "forest": Family(parse_forest, make_forest, build_forest, "forest:trees=5,leaves=32", grown=True),
@@ -193,6 +195,20 @@ def normalised(student: Any, measured: Mapping[str, tuple[torch.Tensor, torch.Te
     sense: Sense = student.sense.with_step(Normalise.from_moments({name: (mean, steady(mean, variance)) for name, (mean, variance) in measured.items()}))
     own = {name: k for name, k in owners(student.spec).items() if name in measured}
     return sense.with_step(Played(own, TASK)) if own and TASK in sense.groups else sense
+
+
+def look(student: Any, rollout: Rollout, running: bool = False) -> bool:
+    """Measure in the first rollout what the student sees: its numbers are normalised from then on, its images seen against their background.
+
+    False where there is nothing of the kind. Pictures of several tasks stay as they are: each has its own background.
+    """
+    before, measured = getattr(student, "sense", None), moments(student, rollout)
+    if measured:
+        student.sense = normalised(student, measured, int(rollout.valid.sum()) if running else 0)
+    row = FAMILIES.get(str(getattr(student, "family", "")).partition(":")[0])
+    if row is not None and row.sees and not student.spec.tasks:
+        student.sense = before_background(student.sense, rollout)
+    return getattr(student, "sense", None) is not before
 
 
 def follow(policies: Iterable[Any], rollout: Rollout) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from distillrl.actions import HEADS, Head
 from distillrl.errors import Misconfigured, nearest
-from distillrl.images import channels, is_image, size
-from distillrl.records import Group, Spec
-from distillrl.senses import ChannelsFirst, Scale, Sense
+from distillrl.images import Background, channels, is_image, size
+from distillrl.records import Group, Rollout, Spec
+from distillrl.senses import SEEN, ChannelsFirst, Scale, Sense
 from distillrl.students.networks import ACTIVATIONS, MAX_UNITS, Network, initialise, parse_mlp
 
 PRESETS: dict[str, str] = {
@@ -221,6 +221,32 @@ def seen_as(sense: Sense, names: Sequence[str]) -> list[Any]:
     turned = [name for name in names if channels(sense.groups[name].shape) == -1]
     scaled = {name: 255.0 for name in names if sense.groups[name].dtype == "uint8" and not is_grid(sense.groups[name])}
     return ([ChannelsFirst(turned)] if turned else []) + ([Scale(scaled)] if scaled else [])
+
+
+def before_background(sense: Sense, rollout: Rollout) -> Sense:
+    """The sense with the pixels of photographs seen against what is always there, as a rollout's valid states show it, in place of 0 to 1."""
+    scales = [i for i, step in enumerate(sense.steps) if isinstance(step, Scale)]
+    found = {} if not scales else {name: x for name in sense.steps[scales[-1]].divisors if (x := _frames(sense, name, rollout)) is not None}
+    if not found:
+        return sense
+    steps: list[Any] = list(sense.steps)
+    rest = {name: d for name, d in steps[scales[-1]].divisors.items() if name not in found}
+    steps[scales[-1] : scales[-1] + 1] = [*([Scale(rest)] if rest else []), Background.of(found)]
+    return Sense(sense.observations, steps)
+
+
+def _frames(sense: Sense, name: str, rollout: Rollout) -> Tensor | None:
+    """[states, c, H, W] the frames of which an image [C, H, W] is stacked; None where they have no axis of channels, or are no longer that when they come to the network."""
+    stored = rollout.obs.get(SEEN + name, rollout.obs.get(name))
+    if stored is None or not bool(rollout.valid.any()):
+        return None
+    frames = stored[:-1][rollout.valid]
+    frames = frames.unsqueeze(1) if frames.dim() == 3 else frames
+    if any(isinstance(step, ChannelsFirst) and name in step.groups for step in sense.steps):
+        frames = frames.movedim(-1, -3)
+    shape = sense.groups[name].shape
+    fits = frames.dtype == torch.uint8 and len(shape) == 3 and frames.shape[2:] == shape[1:] and shape[0] % frames.shape[1] == 0
+    return frames if fits else None
 
 
 def is_grid(group: Group) -> bool:

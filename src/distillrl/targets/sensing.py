@@ -9,7 +9,7 @@ import numpy as np
 
 from distillrl.errors import Misconfigured
 from distillrl.filters import Choose, Clip
-from distillrl.images import LUMA, ONE, Crop, Grey, Jitter, Resize, channels
+from distillrl.images import LUMA, ONE, Background, Crop, Grey, Jitter, Resize, channels
 from distillrl.normalising import Normalise
 from distillrl.records import Group
 from distillrl.senses import ChannelsFirst, OneHot, Pick, Scale, Stack
@@ -101,6 +101,14 @@ def _scale(b: Builder, step: Scale, values: Mapping[str, str]) -> dict[str, str]
     made = dict(values)
     for name, divisor in step.divisors.items():
         made[name] = b.add(steps.Affine(b.name(), values[name], np.array([1 / divisor]), np.zeros(1)), b.shapes[values[name]])
+    return made
+
+
+def _background(b: Builder, step: Background, values: Mapping[str, str]) -> dict[str, str]:
+    made = dict(values)
+    for name in step.shapes:
+        scale, shift = (x.detach().cpu().numpy().ravel() for x in step.shift(name, b.shapes[values[name]][0]))
+        made[name] = b.add(steps.Affine(b.name(), values[name], scale, shift), b.shapes[values[name]])
     return made
 
 
@@ -228,6 +236,7 @@ SENSES: dict[type, Callable[[Builder, Any, Mapping[str, str]], dict[str, str]]] 
     Grey: _grey,
     Resize: _resize,
     Jitter: _unchanged,
+    Background: _background,
     Played: _played,
 }
 
