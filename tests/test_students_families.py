@@ -88,7 +88,7 @@ CASES = [
     ("lstm:4:4", "group=state, normalise=running"),
     ("late:4:4", "group=state+other"),
     ("attention:4x2:4", "group=state+other"),
-    ("tree:leaves=5", "group=state, delay=1"),
+    ("tree:leaves=5,tries=3", "group=state, delay=1"),
     ("linear-tree:leaves=3", "group=state"),
     ("forest:trees=2,leaves=4", "group=state"),
     ("linear:terms=2", "group=state"),

@@ -196,3 +196,37 @@ def test_a_tree_for_a_method_of_gradients_is_refused_with_those_that_suit():
     for name in ("ppd", "kickstarting", "fitnets"):
         with pytest.raises(Misconfigured, match="is grown.*viper-tree"):
             distillation.expanded(Config(teacher=str(TEACHER), env="LunarLander-v3", student="tree:leaves=8", method=name))
+
+
+def test_of_several_tries_the_one_that_plays_best_goes_on(monkeypatch):
+    """Eight fits to samples of the same states, all different; their play is set here, and noisier the fewer the episodes."""
+    pytest.importorskip("sklearn")
+    from types import SimpleNamespace
+
+    from distillrl import evaluation, selecting
+    from distillrl.config import Config
+    from distillrl.envs import Seeds
+    from distillrl.refit import Refit
+
+    tree = students.make("tree:leaves=6,tries=8", FOUR, generator())
+    x = torch.randn(101, 8, 4, generator=generator(2))
+    dataset = Dataset()
+    dataset.append(rollout(x, Prediction(Categorical(torch.nn.functional.one_hot((x[:-1].prod(-1) > 0).long(), 3) * 5.0))))
+    learner, seen = Refit(tree, frozenset({"action"}), generator(3)), {}
+    learner.learn(dataset, Progress())
+    made = learner.candidates()
+    assert len({tuple(c.model.threshold.tolist()) for c in made}) == 8
+    monkeypatch.setattr(learner, "candidates", lambda: made)
+
+    def play(policy, options, episodes, seeds):
+        number = next(i for i, c in enumerate(made) if c is policy)
+        seen.setdefault(number, []).append(episodes)
+        return SimpleNamespace(returns=np.full(episodes, float(number % 6)), steps=10 * episodes)
+
+    monkeypatch.setattr(evaluation, "play", play)
+    state = SimpleNamespace(evaluation_steps=0, baseline={})
+    best = made[5].model
+    selecting._take_best(SimpleNamespace(config=Config(select_episodes=20), options=None), state, learner, Seeds(0, "select"))
+    assert learner.student.model is best
+    assert sorted(map(len, seen.values())) == [1, 1, 1, 1, 2, 2, 2, 2], "half of them played on"
+    assert state.evaluation_steps == 10 * (8 * 10 + 4 * 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from distillrl.policies import agreement
 from distillrl.records import Batch, Prediction, Progress
 from distillrl.students import growing
 from distillrl.students.fitted import Fitted
+from distillrl.students.growing import Examples
 
 
 class Refit:
@@ -25,6 +27,7 @@ class Refit:
     def __init__(self, student: Fitted, gives: frozenset[str], generator: torch.Generator) -> None:
         self.student = self.averaged = student
         self.generator = generator
+        self._given: Examples | None = None
         wants = frozenset({"teacher.q"}) if "q" in gives and student.counts.weight == "gap" else frozenset[str]()
         self.terms = (Term("refit", lambda _: 1.0, _error, wants),)
 
@@ -37,12 +40,25 @@ class Refit:
                 x = self.student.see(whole.obs, {}, whole.starts)[0].flatten(0, 1)[dataset.rows]
             else:
                 x, _ = self.student.see(batch.obs, {}, None)
-            given = growing.examples(x, batch.teacher, self._weight(batch), self.student.spec.action)
+            given = self._given = growing.examples(x, batch.teacher, self._weight(batch), self.student.spec.action)
             if self.student.counts.resample:
                 given = growing.drawn(given, self.generator)
             self.student.model.fit(given, self.generator)
             wrong = ~agreement(self.student.judge(x), batch.teacher)
         return {"term.refit": float(wrong.float().mean()), **self.student.model.figures()}
+
+    def candidates(self) -> list[Any]:
+        """The student just fitted and, where it is to be tried several times, others fitted to samples of the same states (as in bagging, Breiman 1996)."""
+        made: list[Any] = [self.student]
+        while self._given is not None and len(made) < self.student.counts.tries:
+            other = copy.deepcopy(self.student)
+            other.model.fit(growing.drawn(self._given, self.generator, self.student.counts.resample), self.generator)
+            made.append(other)
+        return made
+
+    def take(self, chosen: Fitted) -> None:
+        """Go on with one of the candidates: it drives, and is the one that is kept."""
+        self.student.model = chosen.model
 
     def try_out(self, batch: Batch, progress: Progress) -> None:
         """A look at the states at hand; the student stays as it is. Raises Missing where scikit-learn is not installed."""

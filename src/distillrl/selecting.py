@@ -14,6 +14,7 @@ from distillrl import evaluation, hardcases, offline, stats
 from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.records import Progress
+from distillrl.refit import Refit
 from distillrl.settling import Setup, State, generator
 from distillrl.taskwise import Scale, means, numbers_of, scale_of
 
@@ -87,6 +88,8 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
             state.next_evaluation = teacher.steps // 3  # an evaluation costs about as much as this one: learn for a while first
             state.evaluation_seconds += time.perf_counter() - began
             return {}
+    if isinstance(state.gradient, Refit):
+        _take_best(setup, state, state.gradient, seeds)
     student = state.gradient.averaged
     shadow = setup.judge if goal is not None and goal[0] == "agreement" else None
     played = evaluation.play(student, setup.options, config.select_episodes, seeds, shadow=shadow)
@@ -112,6 +115,21 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     state.progress = replace(state.progress, returns={**known, "student": mean})
     found |= {f"retention.{t.name}": value for t, value in zip(setup.spec.tasks, figures.pop("tasks") or (), strict=False)}
     return {"return.student": mean, "return.teacher": known.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
+
+
+def _take_best(setup: Setup, state: State, learner: Refit, seeds: Seeds) -> None:
+    """Of several fits of this round the one that plays best goes on, by successive halving (Karnin 2013, section 3): all play a few of the
+    selecting seeds, the better half of them twice as many, until one is left or each has played all.
+    """
+    left, episodes = learner.candidates(), max(1, setup.config.select_episodes // 2)
+    while len(left) > 1:
+        played = [evaluation.play(s, setup.options, episodes, seeds) for s in left]
+        state.evaluation_steps += sum(p.steps for p in played)
+        order = np.argsort([-float(scaled(setup, state, p.returns, seeds).mean()) for p in played], kind="stable")
+        done = episodes >= setup.config.select_episodes
+        left = [left[i] for i in order[: 1 if done else (len(left) + 1) // 2]]
+        episodes = min(2 * episodes, setup.config.select_episodes)
+    learner.take(left[0])
 
 
 def scaled(setup: Setup, state: State, returns: np.ndarray, seeds: Seeds) -> np.ndarray:

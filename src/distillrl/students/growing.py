@@ -15,6 +15,8 @@ from torch import Tensor
 from distillrl.errors import Misconfigured, Missing, nearest
 from distillrl.records import ActionSpace, Prediction
 
+TRIES = 256
+"""Fits of a round at most."""
 MOST = 1 << 16
 """Leaves, trees or terms that may be asked for."""
 
@@ -26,11 +28,13 @@ NEVER = -1e6
 @dataclass(frozen=True)
 class Counts:
     """How states count: ``weight`` "gap" is by what a wrong action costs there (Bastani 2018), "none" all alike;
-    ``resample``: they are drawn by that weight instead of counted by it, as the paper does.
+    ``resample``: they are drawn by that weight instead of counted by it, as the paper does. ``tries``: so many are fitted a round, of
+    which the one that plays best goes on.
     """
 
     weight: str = "gap"
     resample: bool = False
+    tries: int = 1
 
 
 def parse(family: str, text: str, whole: Mapping[str, tuple[int, int]]) -> tuple[dict[str, int], Counts]:
@@ -42,17 +46,19 @@ def parse(family: str, text: str, whole: Mapping[str, tuple[int, int]]) -> tuple
     counts = Counts()
     for part in filter(None, (p.strip() for p in text.split(","))):
         key, equals, value = part.partition("=")
-        if key not in whole and key not in {"weight", "resample"}:
-            raise Misconfigured(f"student {family}:{text}: unknown option {key!r}{nearest(key, (*whole, 'weight', 'resample'))}")
+        if key not in whole and key not in {"weight", "resample", "tries"}:
+            raise Misconfigured(f"student {family}:{text}: unknown option {key!r}{nearest(key, (*whole, 'weight', 'resample', 'tries'))}")
         if key == "resample" and not equals:
             counts = replace(counts, resample=True)
         elif key == "weight" and value in {"gap", "none"}:
             counts = replace(counts, weight=value)
+        elif key == "tries" and value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= TRIES:
+            counts = replace(counts, tries=int(value[:9]))
         elif key in whole and value.isascii() and value.isdigit() and whole[key][0] <= int(value[:9]) <= whole[key][1]:
             numbers[key] = int(value[:9])
         else:
             right = ", ".join(f"{k}= from {low} to {high}" for k, (low, high) in whole.items())
-            raise Misconfigured(f"student {family}:{text}: {part!r} was given; {right}, weight=gap or none, and resample are right")
+            raise Misconfigured(f"student {family}:{text}: {part!r} was given; {right}, tries= from 1 to {TRIES}, weight=gap or none, and resample are right")
     return numbers, counts
 
 
