@@ -6,21 +6,21 @@ import importlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from distillrl import atari, tasks
+from distillrl import atari, tasks, texts
 from distillrl.episodes import STREAMS, Queue, Seeds
 from distillrl.errors import Misconfigured, Missing, nearest
 from distillrl.rendering import RENDER, drawing
 from distillrl.spaces import differences, spec_of
 from distillrl.vectors import EnvOptions, EnvPool, Given, InProcess, Observations, TwoProcesses, Vector
 
-__all__ = ["ON_DEMAND", "STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "shown", "slots_of", "spec_of"]
+__all__ = ["ON_DEMAND", "STREAMS", "EnvOptions", "EnvPool", "Given", "InProcess", "Observations", "Seeds", "TwoProcesses", "Vector", "arrange", "differences", "known", "make", "name_of", "shown", "slots_of", "spec_of", "texts_of"]
 
 ON_DEMAND = frozenset({RENDER, atari.RAM})
 """Groups that an environment gives only where someone reads them."""
@@ -33,8 +33,8 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
 
     Raises Misconfigured (unknown id, the nearest named), Missing (a package that the environment needs) or Failed.
     """
-    if options.adds and (isinstance(options.id, gymnasium.vector.VectorEnv) or options.backend == "envpool"):
-        raise Misconfigured(f"{', '.join(sorted(options.adds))} is given on demand by single environments, not by {'EnvPool' if options.backend == 'envpool' else 'a vector environment'}; --backend gymnasium can")
+    if options.demanded and (isinstance(options.id, gymnasium.vector.VectorEnv) or options.backend == "envpool"):
+        raise Misconfigured(f"{', '.join(sorted(options.demanded))} is given on demand by single environments, not by {'EnvPool' if options.backend == 'envpool' else 'a vector environment'}; --backend gymnasium can")
     if isinstance(options.id, gymnasium.vector.VectorEnv):
         return Given(options.id, seeds)
     if options.backend in {"envpool", "ale"} and tasks.several(options.id):
@@ -44,6 +44,8 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
     if _by_ale(options):
         return atari.Atari(options, n, seeds, episodes)
     maker = _maker(options, atari.training(seeds))
+    if options.words:
+        maker = texts.reading(maker, options.words)
     probe, _ = _probe(maker, options)
     processes = _processes(options, n)
     makers = [_once(probe, maker), *[maker] * (n - 1)]
@@ -61,7 +63,21 @@ def _by_ale(options: EnvOptions) -> bool:
 
 def shown(options: EnvOptions, *policies: Any) -> EnvOptions:
     """The environment, asked for what these policies read that it gives on demand only."""
-    return replace(options, adds=frozenset(name for p in policies if p is not None for name in p.spec.observations if name in ON_DEMAND))
+    groups = {name: group for p in policies if p is not None for name, group in p.spec.observations.items()}
+    return replace(options, adds=ON_DEMAND & set(groups), words=texts.read_by(groups))
+
+
+def texts_of(options: EnvOptions, wanted: Iterable[str]) -> frozenset[str]:
+    """Which of these names are groups of text in a single environment that gymnasium makes."""
+    names = frozenset(wanted)
+    single = not isinstance(options.id, gymnasium.vector.VectorEnv) and not tasks.several(options.id) and options.backend.startswith(("auto", "gymnasium"))
+    if not names or not single or atari.game(options.id) is not None:
+        return frozenset()
+    env, _ = _probe(_maker(options), options)
+    try:
+        return names & set(texts.of(env.observation_space))
+    finally:
+        env.close()
 
 
 def slots_of(options: EnvOptions, wanted: int) -> int:

@@ -373,7 +373,7 @@ def evaluate(
     where = envs.shown(where, _own_student(policy), asking)
     vector = envs.make(where, envs.slots_of(where, 1), Seeds(seed, "dry"))
     spec = vector.spec
-    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in where.adds - set(asking.spec.observations if asking else ())})
+    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in where.demanded - set(asking.spec.observations if asking else ())})
     vector.close()
     where = replace(where, backend=envs.arrange(where, _slots(episodes)))
     wished = replace(wished, env=envs.name_of(where))

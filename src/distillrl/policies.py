@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillrl import texts
 from distillrl.actions import Bernoulli, Categorical, Gaussian, MultiCategorical
 from distillrl.errors import Misconfigured
 from distillrl.records import Group, Prediction, Spec
@@ -100,7 +101,7 @@ def as_groups(obs: Any, spec: Spec) -> tuple[dict[str, Tensor], bool, int]:
     for name, group in spec.observations.items():
         if name not in given:
             raise Misconfigured(f"the observation lacks the group {name!r} ({group}); it has {', '.join(map(str, given))}")
-        array = np.asarray(given[name])
+        array = np.asarray(texts.given(given[name], group))
         if array.shape == group.shape:
             array, batched = array[None], False
         if array.shape[1:] != group.shape or array.ndim != len(group.shape) + 1:

@@ -33,8 +33,12 @@ class Group:
     low: float | None = None
     high: float | None = None
     """The bounds where one number says them all (an image's 0 and 255), else None."""
+    words: tuple[str, ...] = ()
+    """Of a text given as numbers of its words, the words from number 2 on (texts.py)."""
 
     def __str__(self) -> str:
+        if self.words:
+            return f"{self.shape[0]} words out of {len(self.words)}"
         text = f"{self.dtype}{list(self.shape)}"
         return text + (f" of {'×'.join(map(str, self.categories))} categories" if self.categories else "")
 
@@ -104,6 +108,9 @@ class Spec:
         data = dataclasses.asdict(dataclasses.replace(self, observations=dict(self.observations), tasks=()))
         tasks = [dataclasses.asdict(dataclasses.replace(t, observations=dict(t.observations))) for t in self.tasks]
         del data["tasks"]
+        for group in data["observations"].values():
+            if not group["words"]:
+                del group["words"]
         return {**data, "tasks": tasks} if tasks else data
 
     @staticmethod
@@ -116,6 +123,7 @@ class Spec:
                 tuple(map(int, g["categories"])),
                 g["low"],
                 g["high"],
+                tuple(map(str, g.get("words", ()))),
             )
             for name, g in data["observations"].items()
         }

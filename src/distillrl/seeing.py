@@ -23,7 +23,7 @@ _PLACES = re.compile(r"\s*(\d+)(?:-(\d+))?\s*")
 _LONGEST = 1 << 20
 EXAMPLE = (
     "'drop=2,3,5, stack=4', 'pick=0,1,4-7', 'group=policy', 'delay=2', 'clip=5', 'noise=0.1', 'quantise=0.01', 'normalise', "
-    "of sound 'spectrogram=256x16', "
+    "of sound 'spectrogram=256x16', of words 'group=image+mission, words=red+green+ball', "
     "or of images 'render, crop=0-299, grey, resize=84, stack=4, jitter=0.2'"
 )
 RENDER = "render"
@@ -64,7 +64,7 @@ def parse(text: str, observations: Mapping[str, Group]) -> Sense:
     if "jitter" in (order := [word for word, _ in words]) and "stack" in order[order.index("jitter") :]:
         raise Misconfigured(f"--see {text!r}: jitter comes after stack, so that all frames of a stack are changed alike")
     for word, value in words:
-        if word not in {"group", RENDER} and not expanded:
+        if word not in {"group", RENDER, "words"} and not expanded:
             expanded = True
             groups = _add(steps, one_hot_where_needed(groups), groups)
         try:
@@ -83,6 +83,15 @@ def named(text: str | None) -> frozenset[str]:
     for word, value in split(text) if text is not None else []:
         found |= {RENDER} if word == RENDER else {name.strip() for name in value.split("+")} if word == "group" else set()
     return frozenset(found)
+
+
+def words(text: str | None, name: str) -> tuple[str, ...]:
+    """The vocabulary that a ``--see`` gives the group of text ``name``: ``words=red+green`` or ``words=NAME:red+green``; none where it gives none."""
+    for word, value in split(text) if text is not None else []:
+        whose, colon, listed = value.rpartition(":")
+        if word == "words" and (not colon or whose.strip() == name):
+            return tuple(dict.fromkeys(listed.lower().split("+")))
+    return ()
 
 
 def needed(text: str | None, observations: Mapping[str, Group]) -> frozenset[str]:
@@ -182,6 +191,16 @@ def _normalise(value: str, groups: Mapping[str, Group]) -> list[Any]:
     return []
 
 
+def _vocabulary(value: str, groups: Mapping[str, Group]) -> list[Any]:
+    """No step: the environment's text is numbers of these words already."""
+    whose, colon, listed = value.rpartition(":")
+    if not all(re.fullmatch(r"\w+", word) for word in listed.split("+")):
+        raise Misconfigured(f"words={value}: words with + between them are right, such as words=red+green+ball")
+    if colon and whose.strip() not in groups:
+        raise Misconfigured(f"words={value}: there is no group {whose.strip()!r}{nearest(whose.strip(), groups)}")
+    return []
+
+
 def running(text: str | None) -> bool:
     """Whether the student's normaliser follows what it sees as long as the run goes on."""
     return text is not None and ("normalise", "running") in split(text)
@@ -220,5 +239,6 @@ _WORDS: dict[str, tuple[_Make, str]] = {
     "noise": (lambda value, groups: [Noise(_real("noise", value), _numbers(groups))], "noise=0.1"),
     "quantise": (lambda value, groups: [Quantise(_real("quantise", value), _numbers(groups))], "quantise=0.01"),
     "spectrogram": (_spectrogram, "spectrogram=256x16 (window x bands), or spectrogram=NAME:256x16"),
+    "words": (_vocabulary, "words=red+green+ball, or words=NAME:red+green+ball"),
     "normalise": (_normalise, "normalise, normalise=frozen or normalise=running"),
 }

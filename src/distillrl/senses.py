@@ -131,8 +131,8 @@ class Scale(nn.Module):
         """The same shapes, as float32."""
         out = dict(groups)
         for name, divisor in self.divisors.items():
-            bounds = [None if b is None else b / divisor for b in (groups[name].low, groups[name].high)]
-            out[name] = Group(groups[name].shape, "float32", (), *bounds)
+            low, high = (None if b is None else b / divisor for b in (groups[name].low, groups[name].high))
+            out[name] = Group(groups[name].shape, "float32", (), low, high)
         return out
 
     def init(self, n: int) -> Memory:

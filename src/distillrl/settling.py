@@ -28,6 +28,7 @@ from distillrl import (
     students,
     tasks,
     teachers,
+    texts,
     weights,
 )
 from distillrl import config as configuration
@@ -149,12 +150,16 @@ def settle(config: Config, teacher: Any, env: Any, student: Any = None) -> Setup
     theirs = config.teacher_sees.removeprefix("group=") if config.teacher_sees else ""
     source = teachers.named(source)
     own_words = frozenset(source.spec.observations) if teachers.is_policy(source) else frozenset()
-    adds = envs.ON_DEMAND & (seeing.named(config.see) | {name.strip() for name in theirs.split(",")} | own_words)
-    options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, adds)
+    wanted = seeing.named(config.see) | {name.strip() for name in theirs.split(",") if name.strip()} | own_words
+    options = EnvOptions(target, config.env_kwargs, config.backend, config.max_episode_steps, envs.ON_DEMAND & wanted)
+    own_texts = texts.read_by(source.spec.observations) if own_words else {}
+    options = replace(options, words={name: own_texts.get(name) or (seeing.words(config.see, name), 0) for name in envs.texts_of(options, wanted - envs.ON_DEMAND)})
+    adds = options.demanded
     spec, backend = environment(options, tasks.even(config.slots, count) if (count := len(tasks.several(target))) else config.slots)
     config = _shared_out(config, spec)
     config = replace(config, see=_student_sees(config, spec, adds, options))
-    own = replace(spec, observations={k: g for k, g in spec.observations.items() if k not in adds - own_words}) if not config.teacher_sees else spec
+    left = {k: g for k, g in spec.observations.items() if k not in adds - own_words}
+    own = replace(spec, observations=left) if left and not config.teacher_sees else spec
     policy = _nobody(spec) if source is None else teachers.load(source, replace(wished, env=envs.name_of(options)), own)
     if found := envs.differences(policy.spec, spec):
         raise Misconfigured(f"the teacher does not fit {envs.name_of(options)}: " + "; ".join(found))

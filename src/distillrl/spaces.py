@@ -27,7 +27,7 @@ def leaves(space: spaces.Space[Any]) -> list[tuple[str, spaces.Space[Any]]]:
 
 
 def _seen(parts: list[tuple[str, spaces.Space[Any]]]) -> list[tuple[str, spaces.Space[Any]]]:
-    """Without words (MiniGrid's ``mission``) beside numbers: no policy here reads them."""
+    """Without words (MiniGrid's ``mission``) beside numbers: who reads them names them, and has them as numbers (texts.py)."""
     return [part for part in parts if part[1].dtype not in (str, np.dtype(str))] or parts
 
 
@@ -39,9 +39,11 @@ def _group(space: spaces.Space[Any]) -> Group:
     if isinstance(space, spaces.Discrete):
         return Group((), str(space.dtype), (int(space.n),))
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
-        return Group(tuple(space.shape), str(space.dtype), tuple(int(n) for n in space.nvec))
+        return Group(tuple(space.shape), str(space.dtype), tuple(int(n) for n in space.nvec), words=tuple(getattr(space, "words", ())))
     if isinstance(space, spaces.MultiBinary):
         return Group(tuple(space.shape), str(space.dtype))
+    if space.dtype in (str, np.dtype(str)):
+        raise Misconfigured("an observation of words alone can't be seen unless it is named: --see group=obs")
     raise Misconfigured(f"an observation of {space} can't be seen; Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of them can")
 
 
@@ -67,7 +69,7 @@ def differences(policy: Spec, env: Spec) -> list[str]:
         if other is None:
             there = ", ".join(f"{k}: {v}" for k, v in env.observations.items())
             found.append(f"observation {name!r}: the policy sees {group}, the environment has only {there}")
-        elif other.shape != group.shape or other.categories != group.categories:
+        elif other.shape != group.shape or other.categories != group.categories or other.words != group.words:
             found.append(f"observation {name!r}: the policy sees {group}, the environment gives {other}")
     mine, theirs = policy.action, env.action
     same_kind = (mine.kind, mine.n, mine.nvec, mine.dimensions) == (theirs.kind, theirs.n, theirs.nvec, theirs.dimensions)

@@ -43,6 +43,13 @@ class EnvOptions:
     max_episode_steps: int | None = None
     adds: frozenset[str] = frozenset()
     """Groups that are given on demand only, because they cost: render, ram."""
+    words: Mapping[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
+    """Groups of text that are given as numbers, on demand too: {name: its vocabulary and length (texts.py)}."""
+
+    @property
+    def demanded(self) -> frozenset[str]:
+        """The names of all groups that are given on demand."""
+        return self.adds | set(self.words)
 
 
 class Vector(Protocol):
