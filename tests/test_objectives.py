@@ -401,6 +401,25 @@ def test_what_cannot_be_done_is_a_sentence():
         policy.jensen_shannon(Prediction(gaussian), batch_of(gaussian), samples=2)
 
 
+def test_decoupled_kl_is_the_forward_kl_in_two_parts():
+    p, q = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64), torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    student, teacher = Prediction(Categorical(q.log())), batch_of(Categorical(p.log()))
+    first = 0.7 * math.log(0.7 / 0.5) + 0.3 * math.log(0.3 / 0.5)
+    second = 2 / 3 * math.log((2 / 3) / (2 / 5)) + 1 / 3 * math.log((1 / 3) / (3 / 5))
+    assert policy.decoupled_kl(student, teacher, alpha=2.0, beta=0.5).item() == pytest.approx(2 * first + 0.5 * second)
+    assert policy.decoupled_kl(student, teacher, beta=0.3).item() == pytest.approx(policy.forward_kl(student, teacher).item())
+    assert policy.decoupled_kl(student, batch_of(student.action)).item() == pytest.approx(0, abs=1e-12)
+    masked = Categorical(torch.tensor([3.0, 9.0, 1.0], dtype=torch.float64), torch.tensor([True, False, True]))
+    two = Categorical(torch.tensor([3.0, 1.0], dtype=torch.float64))
+    x = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    assert policy.decoupled_kl(Prediction(Categorical(x)), batch_of(masked)).item() == pytest.approx(policy.decoupled_kl(Prediction(Categorical(x[[0, 2]])), batch_of(two)).item())
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: policy.decoupled_kl(Prediction(Categorical(z)), batch_of(Categorical(p.log().expand(4, 3)))), logits)
+    sure = batch_of(Categorical(torch.tensor([60.0, 0.0, -60.0], dtype=torch.float64)))
+    policy.decoupled_kl(Prediction(Categorical(x)), sure).backward()
+    assert x.grad.isfinite().all()
+
+
 # -- the table --------------------------------------------------------------------------------------------------------
 def test_the_table_is_read_without_torch():
     code = "import sys, distillrl.objectives as o, distillrl.weights; o.check('forward_kl', {}); sys.exit('torch' in sys.modules)"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillrl.actions import Action, Bernoulli, Categorical, Deterministic, Gaussian, MultiCategorical
+from distillrl.actions import FORBIDDEN, Action, Bernoulli, Categorical, Deterministic, Gaussian, MultiCategorical
 from distillrl.errors import Misconfigured, Missing
 from distillrl.objectives.matching import (
     Density,
@@ -186,6 +186,23 @@ def total_variation(
         return 0.5 * (p.exp() - q.exp()).abs()
 
     return _mixed(student, batch, "total_variation", density, samples, generator, teacher_temperature, student_temperature)
+
+
+def decoupled_kl(
+    student: Prediction, batch: Batch, *, alpha: float = 1.0, beta: float = 1.0, teacher_temperature: float = 1.0, student_temperature: float = 1.0
+) -> Tensor:
+    """[...] α KL(b_T ‖ b_S) + β KL(T̂ ‖ Ŝ): forward KL in its two parts, weighed apart (Zhao 2022, 2203.08679, eq. 7); 0 at equality.
+
+    b is how likely the teacher's favourite action is and the rest together, T̂ and Ŝ the distributions over the others alone. Forward KL
+    is α = 1 with β = 1 − T(favourite): a teacher that is sure teaches by it almost nothing of what it thinks of the other actions.
+    """
+    theirs, mine = pair(student, batch, "decoupled_kl", teacher_temperature, student_temperature)
+    assert isinstance(theirs, Categorical)
+    assert isinstance(mine, Categorical)
+    favourite = F.one_hot(theirs.mode, theirs.logits.shape[-1]).bool()
+    others = [Categorical(p.log_probs.masked_fill(favourite, FORBIDDEN)) for p in (theirs, mine)]
+    both = [torch.stack([p.log_prob(theirs.mode), p.log_probs.masked_fill(favourite, FORBIDDEN).logsumexp(-1)], -1) for p in (theirs, mine)]
+    return alpha * Categorical(both[0]).kl(Categorical(both[1])) + beta * others[0].kl(others[1])
 
 
 def entropy_aware(

@@ -85,6 +85,8 @@ _POLICY = (
               _MIXED, {"alpha": (0.1, INNER), **_SAMPLED}, wants_box=_BOTH, random="samples>0"),
     Objective("total_variation", "policy:total_variation", "the share of actions that differ; robust, slow to end", "Wen 2023 (2307.15190)",
               _MIXED, _SAMPLED, wants_box=_BOTH, random="samples>0"),
+    Objective("decoupled_kl", "policy:decoupled_kl", "forward KL, where what a sure teacher thinks of the other actions is to count too", "Zhao 2022 (2203.08679)",
+              _SOFT, {"alpha": (1.0, NOT_NEGATIVE), "beta": (1.0, NOT_NEGATIVE), **_TEMPERATURES}, DISCRETE),
     Objective("entropy_aware", "policy:entropy_aware", "a teacher that is sure in some states and undecided in others", "Jin 2026 (2603.07079)",
               _SOFT, {"threshold": (0.5, SHARE), **_TEMPERATURES}, wants_box=_BOTH),
     Objective("mse", "policy:mse", "continuous actions where teacher or student has no distribution; logits of discrete ones",
