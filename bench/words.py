@@ -104,7 +104,7 @@ def main() -> None:
     """Measure what isn't known, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=count, default=3)
-    parser.add_argument("--steps", type=count, default=30_000)
+    parser.add_argument("--steps", type=count, default=12_000)
     parser.add_argument("--print", action="store_true", help="print the table, and leave the page as it is")
     parser.add_argument("--fresh", action="store_true", help="measure anew what another source of distillrl has measured")
     parser.add_argument("--cells", type=Path, default=ROOT / "bench" / "cells" / "words.jsonl")

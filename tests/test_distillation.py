@@ -341,3 +341,37 @@ def test_an_aim_that_luck_may_have_reached_is_confirmed(tmp_path):
     played = [json.loads(r.folder.joinpath("metrics.jsonl").read_text().splitlines()[-1])["evaluation_steps"] for r in (chancy, sure)]
     assert played[0] >= 48 * 20, "four times as many episodes, of 20 steps"
     assert played[1] == 12 * 20, "what is sure is not played again"
+
+
+class Counted(Corridor):
+    """It holds something that only ``close`` gives back, as a game in a process of its own does."""
+
+    open = 0
+
+    def __init__(self, nan_at=None):
+        super().__init__(nan_at=nan_at)
+        Counted.open += 1
+        self.closed = False
+
+    def close(self):
+        Counted.open -= not self.closed
+        self.closed = True
+
+
+def test_every_environment_is_closed_whatever_happens(tmp_path):
+    def stop(metrics):
+        if metrics.get("round") == 0:
+            raise KeyboardInterrupt
+
+    few = small(env_steps=400, until="none", select_episodes=2, verdict_episodes=2)
+    distillrl.distill(steer("discrete"), Counted, config=few, out=tmp_path / "a")
+    assert Counted.open == 0
+    with pytest.raises(KeyboardInterrupt):
+        distillrl.distill(steer("discrete"), Counted, config=few, out=tmp_path / "b", show=stop)
+    distillrl.distill(steer("discrete"), Counted, resume=tmp_path / "b")
+    with pytest.raises(Failed, match="NaN"):
+        distillrl.distill(steer("discrete"), lambda: Counted(7), config=few, out=tmp_path / "c")
+    with pytest.raises(Misconfigured):
+        distillrl.distill(steer("discrete"), Counted, config=small(see="drop=9"), out=tmp_path / "d")
+    distillrl.evaluate(tmp_path / "a" / "student.safetensors", Counted, steer("discrete"), episodes=4)
+    assert Counted.open == 0

@@ -144,7 +144,7 @@ def grid_teacher(obs):
 
 @pytest.mark.parametrize("student", ["mlp:8", "cnn:4-4:8"])
 def test_grids_of_things_are_seen_out_of_the_box(student, tmp_path):
-    config = Config(student=student, env_steps=400, slots=4, select_episodes=2, verdict_episodes=2, until="none", backend="gymnasium:2")
+    config = Config(student=student, env_steps=400, slots=4, select_episodes=2, verdict_episodes=2, until="return=99", backend="gymnasium:2")  # not reached: it is diagnosed too
     run = distill(grid_teacher, Grid, config=config, out=tmp_path / "run")
     assert run.verdict["agreement"] == 1
     assert set(run.policy.spec.observations) == {"image", "flags", "direction"}

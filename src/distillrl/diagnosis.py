@@ -116,7 +116,7 @@ def conflicts(teacher: Policy, student: Any, rollout: Rollout) -> str | None:
         return None
     groups, _ = sense(obs, {}, None)
     seen = flatten(groups, sense.groups)
-    everything = torch.cat([v.flatten(1).float() for v in obs.values()], -1)
+    everything = torch.cat([v.reshape(len(v), -1).float() for v in obs.values()], -1)
     mine = _disagreeing(seen, label)
     theirs = 0.0 if teacher.init(1) else _disagreeing(everything, label)
     if mine < 0.2 or mine < 2 * theirs + 0.05:

@@ -106,7 +106,8 @@ def arrange(options: EnvOptions, n: int) -> str:
         return options.backend
     if _by_ale(options):
         return "ale"
-    _, seconds = _probe(_maker(options), options)
+    env, seconds = _probe(_maker(options), options)
+    env.close()
     if "fork" not in multiprocessing.get_all_start_methods() or n < 2 or (os.cpu_count() or 1) < 2 or n * seconds / 2 < _WORTH_A_TRY:
         return "gymnasium:1"
     times = {backend: _tick_seconds(replace(options, backend=backend), n) for backend in ("gymnasium:1", "gymnasium:2")}
