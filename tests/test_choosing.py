@@ -44,12 +44,20 @@ def rollout(t=3, n=2, labelled=None):
     return Rollout(obs, no, no.float(), no, no, no, valid, no, no if labelled is None else labelled, None, None, no)
 
 
-def test_the_most_undecided_valid_unlabelled_states_are_chosen():
-    p = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.6, 0.4]], [[0.55, 0.45], [1.0, 0.0]]]).clamp_min(1e-9)
+def test_states_are_drawn_in_proportion_to_how_undecided_the_student_is():
+    # Entropies: ln 2 twice (one of them labelled already, one that only resets), 0.33, 0.67, and 0 twice.
+    p = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.9, 0.1], [0.6, 0.4]], [[1.0, 0.0], [1.0, 0.0]]]).clamp_min(1e-12)
     labelled = torch.zeros(3, 2, dtype=torch.bool)
     labelled[0, 0] = True
-    chosen = choosing.choose("entropy", rollout(labelled=labelled), [Says(Categorical(p.log()))], 2, torch.Generator(), NONE)
-    assert chosen.tolist() == [[False, False], [False, True], [True, False]], "of [0, 0] the label is known, [0, 1] only resets"
+    generator, found = torch.Generator().manual_seed(0), torch.zeros(3, 2)
+    for _ in range(2000):
+        found += choosing.choose("entropy", rollout(labelled=labelled), [Says(Categorical(p.log()))], 1, generator, NONE)
+    assert found[0].tolist() == [0, 0], "of [0, 0] the label is known, [0, 1] only resets"
+    assert found[2].sum() < 5
+    sure, unsure = (float(Categorical(torch.tensor([x, 1 - x]).log()).entropy()) for x in (0.9, 0.6))
+    assert found[1, 1] / found[1].sum() == pytest.approx(unsure / (sure + unsure), abs=0.04)
+    both = choosing.choose("entropy", rollout(labelled=labelled), [Says(Categorical(p.log()))], 2, generator, NONE)
+    assert both[1].all()
     everything = choosing.choose("random", rollout(labelled=labelled), [], 99, torch.Generator(), NONE)
     assert everything.sum() == 4
     assert choosing.choose("random", rollout(), [], 0, torch.Generator(), NONE).sum() == 0

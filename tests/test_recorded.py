@@ -19,7 +19,7 @@ from distillrl.lanes import pack, rollout
 from distillrl.methods import METHODS
 from distillrl.recorded import Recorded, held_out, taken
 from distillrl.recording import record
-from distillrl.records import ActionSpace, Spec
+from distillrl.records import ActionSpace, Progress, Spec
 from distillrl.settling import settle
 from distillrl.weighing import Weighing, kept, of_advantages
 
@@ -472,3 +472,19 @@ def test_gae_of_a_grid_flows_through_no_reset():
     value = torch.zeros(lanes.rows + 1, 1)
     advantage = lanes.flat(gae(play.reward, value, play.terminated, play.truncated, 0.5, 1.0))
     assert advantage.tolist() == [1.5, 1.0, 1.0]
+
+
+def test_a_loss_that_falls_by_next_to_nothing_is_a_plateau():
+    from types import SimpleNamespace
+
+    from distillrl import offline
+
+    held, losses = {}, [1.0, 0.5, *(0.1 - 1e-6 * i for i in range(60))]
+    stopped = None
+    for now, lost in enumerate(losses):
+        held = {"loss": lost, **offline.fallen(held, lost, now)}
+        if offline.stalled(SimpleNamespace(held=held, progress=Progress(round=now))):
+            stopped = now
+            break
+    assert held["noted"] == 0.1
+    assert stopped == 2 + offline.PATIENCE

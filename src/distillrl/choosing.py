@@ -2,8 +2,12 @@
 
     all            every state
     random         drawn evenly: what the others are to be compared with
-    entropy        where the student's own distribution is most undecided (Lewis & Gale 1994)
-    disagreement   where students that learnt from different halves of the states differ most (query by committee, Seung 1992; EnsembleDAgger, Menda 2019)
+    entropy        mostly where the student's own distribution is most undecided (Lewis & Gale 1994)
+    disagreement   mostly where students that learnt from different halves of the states differ most (query by committee, Seung 1992; EnsembleDAgger, Menda 2019)
+
+By entropy and by disagreement states are drawn with chances proportional to the score, not taken from the top: the top of a round is
+the same moment of many neighbours, and 300 labels taken so taught a third of what 300 drawn evenly did (docs/methods.md; Kirsch 2021,
+2106.12059, "power": the top of log score + Gumbel noise is such a draw).
 
 States in which the teacher drove are labelled anyway, as it was asked there for its action. Of the others none is asked about twice, nor
 is one that looks the same as one that was.
@@ -18,25 +22,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillrl.actions import Action, Bernoulli, Categorical, Gaussian, MultiCategorical
+from distillrl.actions import Action, Bernoulli, Categorical, Gaussian, MultiCategorical, gumbel
 from distillrl.config import Phase
 from distillrl.errors import Misconfigured, Missing
 from distillrl.policies import ACTION, Memory, Policy
 from distillrl.records import Prediction, Rollout, over_states
 from distillrl.states import label_all, refuse_nan
 
+SURE = 1e-9
+"""The score below which none is told apart."""
+
 
 def choose(how: str, rollout: Rollout, students: Sequence[Policy], budget: int, generator: torch.Generator, asked: Tensor) -> Tensor:
-    """[T, N] bool: at most ``budget`` valid states that have no label yet, the ones of which the students are least sure.
+    """[T, N] bool: at most ``budget`` valid states that have no label yet, drawn in proportion to how unsure the students are of them.
 
-    ``asked``: the ``keys`` of all states that have one. Ties are broken by chance, so that equally unsure states of all times and slots
-    are asked about alike.
+    ``asked``: the ``keys`` of all states that have one.
     """
     known = keys(rollout)
     open_ = rollout.valid & ~rollout.labelled & ~torch.isin(known, asked) & ~torch.isin(known, known[rollout.labelled & rollout.valid])
-    chance = torch.empty(open_.shape).uniform_(generator=generator)
-    unsure = SCORES[how](rollout, students) if how in SCORES else torch.zeros_like(chance)
-    ranked = unsure.double() + 1e-9 * chance.double()
+    chance = gumbel(open_.shape, generator).double()
+    unsure = SCORES[how](rollout, students) if how in SCORES else torch.ones_like(chance)
+    ranked = unsure.double().clamp_min(SURE).log() + chance
     ranked = ranked.masked_fill(~open_, -torch.inf).flatten()
     order = ranked.argsort(descending=True, stable=True)
     place = torch.arange(len(order))

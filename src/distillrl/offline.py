@@ -26,6 +26,8 @@ ROUNDS = 1000
 """Rounds at most where none are given; a grown student has all that there is after one."""
 PATIENCE = 20
 """Rounds without a lower held-out loss after which a run ends, or half of those so far where that is more."""
+FALLS = 1e-3
+"""Share of the first round's held-out loss by which it must fall to count: a sure teacher's is learnt to any digit, for as long as one likes."""
 FIRST_PLAYED, RARER = 8, 1.5
 """The round after which the student is played for the first time where there is an environment, and how much later each time is."""
 OWN_PLAY = frozenset({"behaviour_log_prob", "extra.advantage", "extra.return", "extra.distillation_return", "extra.future_kl"})
@@ -177,8 +179,9 @@ def look(setup: Setup, state: State) -> dict[str, Any]:
         return {}
     began, student = time.perf_counter(), state.gradient.averaged
     lost, same = recorded.measure(student, play)
+    told = fallen(state.held, lost, state.progress.round)
     if not state.held or lost < state.held["loss"]:
-        state.held = {"loss": lost, "agreement": same, "round": state.progress.round}
+        state.held = {"loss": lost, "agreement": same, "round": state.progress.round, **told}
         if not setup.plays:
             tensors = {k: v.clone() for k, v in student.artifact_tensors().items()}
             state.best = {"mean": -lost, "round": state.progress.round, "tensors": tensors, "header": student.header(), "judged": None}
@@ -187,15 +190,23 @@ def look(setup: Setup, state: State) -> dict[str, Any]:
         state.reached = True
         if not setup.plays:
             state.best = {"mean": -lost, "round": state.progress.round, "tensors": {k: v.clone() for k, v in student.artifact_tensors().items()}, "header": student.header(), "judged": None}
-            state.held = {"loss": lost, "agreement": same, "round": state.progress.round}
+            state.held = {"loss": lost, "agreement": same, "round": state.progress.round, **told}
     state.evaluation_seconds += time.perf_counter() - began
     return {"agreement": round(same, 4), "held_out.loss": round(lost, 6)}
 
 
+def fallen(held: Mapping[str, float], lost: float, now: int) -> dict[str, float]:
+    """The first round's loss, and the last that lay noticeably below the one noted before, with its round: less than FALLS of the first is no progress."""
+    if not held:
+        return {"first": lost, "noted": lost, "noted_round": now}
+    noted = {name: held[name] for name in ("first", "noted", "noted_round")}
+    return {**noted, "noted": lost, "noted_round": now} if lost < noted["noted"] - FALLS * noted["first"] else noted
+
+
 def stalled(state: State) -> bool:
-    """Whether the loss on held-out episodes has not fallen for long."""
+    """Whether the loss on held-out episodes has not fallen noticeably for long."""
     now = state.progress.round
-    return bool(state.held) and now - state.held["round"] >= max(PATIENCE, now / 2)
+    return bool(state.held) and now - state.held["noted_round"] >= max(PATIENCE, now / 2)
 
 
 def due(state: State) -> bool:
