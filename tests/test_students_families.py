@@ -20,7 +20,7 @@ from distillrl.teachers import Options
 RECURRENT = Path(__file__).parent / "data" / "sb3" / "recurrent" / "model.zip"
 FEW = Phase(beta="power(0.5)", terms={"forward_kl": 1}, first=16, steps=16, updates=4, batch=32)
 CONFIG = Config(
-    slots=4, env_steps=10_000, rounds=3, until="none", select_episodes=2, verdict_episodes=4, worst_of=2, checkpoint_seconds=0.0, backend="gymnasium:1", phase=(FEW,)
+    slots=4, env_steps=10_000, rounds=2, until="none", select_episodes=2, verdict_episodes=2, worst_of=2, checkpoint_seconds=0.0, backend="gymnasium:1", phase=(FEW,)
 )
 
 
@@ -103,12 +103,12 @@ def test_no_family_is_left_out():
 
 
 def stop(metrics):
-    if metrics.get("round") == 1:
+    if metrics.get("round") == 0:
         raise KeyboardInterrupt
 
 
 def broken_off(teacher, env, config, tmp_path):
-    """The same run twice, the second one broken off after two rounds and resumed."""
+    """The same run twice, the second one broken off after one round and resumed."""
     whole = distillrl.distill(teacher, env, config=config, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         distillrl.distill(teacher, env, config=config, out=tmp_path / "cut", show=stop)
@@ -126,7 +126,7 @@ def test_it_is_distilled_resumed_saved_loaded_and_evaluated(word, see, tmp_path)
     own = Options(model=word) if students.of_the_user(word) else Options()
     again = distillrl.load(path, own).policy
     assert torch.equal(first_actions(again, env()), first_actions(whole.policy.policy, env()))
-    verdict = evaluation.evaluate(path, env, episodes=4, seed=0, options=own)
+    verdict = evaluation.evaluate(path, env, episodes=2, seed=0, options=own)
     assert verdict["student"]["return"]["mean"] == whole.verdict["student"]["return"]["mean"]
 
 

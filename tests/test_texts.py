@@ -14,7 +14,7 @@ from distillrl.errors import Misconfigured
 from distillrl.policies import as_groups
 from distillrl.records import Group, Spec
 
-CONFIG = Config(student="mlp:16", slots=8, env_steps=1500, select_episodes=8, verdict_episodes=24, until="retention=0.95", backend="gymnasium:1")
+CONFIG = Config(student="mlp:16", slots=8, env_steps=1000, select_episodes=4, verdict_episodes=12, until="retention=0.95", backend="gymnasium:1")
 
 
 class Missions(spaces.Space):
@@ -102,7 +102,7 @@ def test_a_student_that_reads_learns_and_one_that_does_not_cannot(tmp_path):
     assert player.predict({"place": np.zeros(2, np.float32), "mission": "Fetch the blue ball"})[0] == 4
     shipped = exporting.opened(exporting.export(player, "python", tmp_path / "p"), player)
     assert shipped.act(as_groups(said, player.spec)[0], {}, None)[0].action.mode.tolist() == [3, 0]
-    assert evaluation.evaluate(path, lambda: Fetch(told=False), episodes=24, seed=0)["student"]["return"]["mean"] == reads.verdict["student"]["return"]["mean"], "in its own words"
+    assert evaluation.evaluate(path, lambda: Fetch(told=False), episodes=12, seed=0)["student"]["return"]["mean"] == reads.verdict["student"]["return"]["mean"], "in its own words"
 
 
 def test_words_that_nobody_declared_are_named(tmp_path):
