@@ -268,6 +268,7 @@ class Background(nn.Module):
         for i, shape in enumerate(self.shapes.values()):
             self.register_buffer(f"image{i}", torch.zeros(shape, dtype=torch.uint8))
             self.register_buffer(f"spread{i}", torch.full((), 255.0))
+        self._ready: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     @staticmethod
     def of(frames: Mapping[str, Tensor]) -> Background:
@@ -302,17 +303,25 @@ class Background(nn.Module):
     def shift(self, name: str, count: int) -> tuple[Tensor, Tensor]:
         """1 / spread, and −image / spread of so many channels, [C, H, W]."""
         i = list(self.shapes).index(name)
-        scale = 1 / self.get_buffer(f"spread{i}")
-        image = self.get_buffer(f"image{i}")
+        image, scale = self.get_buffer(f"image{i}"), 1 / self.get_buffer(f"spread{i}")
         return scale, (image.float() * -scale).repeat(count // len(image), 1, 1)
 
     def forward(self, groups: dict[str, Tensor], memory: Memory, starts: Tensor | None) -> dict[str, Tensor]:
         """[..., C, H, W] each."""
         out = dict(groups)
-        for name in self.shapes:
-            scale, shift = self.shift(name, groups[name].shape[-3])
-            out[name] = torch.addcmul(shift, groups[name].float(), scale)
+        for i, name in enumerate(self.shapes):
+            x, image, ready = groups[name], self._buffers[f"image{i}"], self._ready.get(name)
+            assert image is not None
+            if ready is None or ready[0] is not image or ready[2].shape != x.shape[-3:]:
+                ready = (image, *self.shift(name, x.shape[-3]))
+                if not torch.compiler.is_compiling():
+                    self._ready[name] = ready  # made once: this stands on the way of every single step
+            out[name] = torch.addcmul(ready[2], x.float(), ready[1])
         return out
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        self._ready.clear()
+        super()._load_from_state_dict(*given)
 
 
 METHODS = {"area": 0.5, "bilinear": 1.0}
