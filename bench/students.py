@@ -49,7 +49,7 @@ ROWS = (
     *(
         Row("quantities", teacher, env, word, seeds=3)
         for teacher, env in (("zoo/sac/Pendulum-v1/model.zip", "Pendulum-v1"), (CONTINUOUS, "LunarLanderContinuous-v3"))
-        for word in ("tree:leaves=64", "tree:leaves=64,tao=10", "tree:leaves=256", "linear-tree:leaves=8", "linear-tree:leaves=32", "forest:trees=5,leaves=64", "poly:degree=2,terms=20")
+        for word in ("tree:leaves=64", "tree:leaves=256", "linear-tree:leaves=8", "linear-tree:leaves=32", "forest:trees=5,leaves=64", "poly:degree=2,terms=20")
     ),
     Row("tree", LUNAR, "LunarLander-v3", "tree:leaves=100,grow=600,tries=8", seeds=3, until="retention=0.95"),
 )

@@ -96,7 +96,7 @@ def test_a_word_that_is_no_tree_is_refused(word):
         students.check(word)
 
 
-@pytest.mark.parametrize("word", ["tree:leaves=6", "tree:leaves=6,resample", "tree:leaves=6,weight=none", "tree:leaves=6,grow=40", "tree:leaves=6,tao=5"])
+@pytest.mark.parametrize("word", ["tree:leaves=6", "tree:leaves=6,resample", "tree:leaves=6,weight=none", "tree:leaves=6,grow=40"])
 def test_a_grown_tree_has_its_leaves_and_learns_what_is_there(word):
     pytest.importorskip("sklearn")
     from distillrl.refit import Refit
@@ -148,44 +148,6 @@ def test_cutting_back_by_hand():
     assert [c.tolist() for c in growing.cut_back(yes, no, error, 2)] == [[1, -1, -1, -1, -1], [2, -1, -1, -1, -1]]
     assert [c.tolist() for c in growing.cut_back(yes, no, error, 3)] == [yes.tolist(), no.tolist()]
     assert growing.cut_back(yes, no, error, 1)[0].tolist() == [-1] * 5
-
-
-def test_tests_are_chosen_anew_by_what_stands_below_them():
-    """The right shape with wrong thresholds and a wrong number to ask about: one pass from the bottom up, and one more, make it the teacher."""
-    from distillrl.students.alternating import alternate
-    from distillrl.students.growing import Examples
-
-    right, wrong = by_hand(), by_hand()
-    wrong.model.feature[0], wrong.model.threshold[0], wrong.model.threshold[2] = 2, 0.2, -0.5
-    x = torch.randn(3000, 4, generator=generator(1))
-    best = right.model(x).argmax(-1)
-    tree = {k: getattr(wrong.model, k) for k in ("feature", "threshold", "branches", "value")}
-    assert (wrong.model(x).argmax(-1) != best).float().mean() > 0.1
-    scores = torch.nn.functional.one_hot(best, 3) * 4.0
-    wrong.model.become(**alternate(tree, Examples(x, best, scores, None), FOUR.action, 5))
-    assert torch.equal(wrong.model(x).argmax(-1), best)
-    assert wrong.model.threshold[0] == pytest.approx(0.5, abs=0.01)
-
-
-@pytest.mark.parametrize(("space", "cost"), [(BOX.action, "squares"), (ActionSpace("multidiscrete", nvec=(3, 2)), "differences"), (FOUR.action, "regret")])
-def test_choosing_anew_never_costs_more_and_mostly_less(space, cost):
-    pytest.importorskip("sklearn")
-    from distillrl.students import growing
-    from distillrl.students.alternating import alternate, costs
-
-    x = torch.randn(2000, 4, generator=generator(1))
-    wave = torch.stack([(2 * x[:, 0] + x[:, 1]).sin(), (x[:, 2] * x[:, 3]).tanh()], -1)
-    action = {"squares": wave, "differences": (wave > 0).long(), "regret": (wave[:, 0] > 0).long() + (wave[:, 1] > 0.2).long()}[cost]
-    scores = -3 * (action.unsqueeze(-1) - torch.arange(3)).abs().float() if cost == "regret" else None
-    given = growing.Examples(x, action, scores, torch.rand(2000, generator=generator(2)))
-    grown = growing.tree(given, space, 12, 0, 0)
-    totals = []
-    for passes in (0, 1, 6):
-        made = students.make("tree:leaves=12", Spec(FOUR.observations, space), generator())
-        made.model.become(**(alternate(grown, given, space, passes) if passes else grown))
-        totals.append(float(costs(given, space).of(np.arange(2000), made.model(x).numpy()).sum()))
-    assert totals[2] <= totals[1] <= totals[0]
-    assert totals[2] < 0.97 * totals[0], cost
 
 
 def test_a_tree_for_a_method_of_gradients_is_refused_with_those_that_suit():

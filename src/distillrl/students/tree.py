@@ -12,11 +12,10 @@ from distillrl.errors import Failed
 from distillrl.records import ActionSpace, Spec
 from distillrl.senses import Sense
 from distillrl.students import growing
-from distillrl.students.alternating import alternate
 from distillrl.students.fitted import Fitted, seen
 from distillrl.students.growing import Counts, Examples
 
-WHOLE = {"leaves": (2, growing.MOST), "depth": (1, growing.MOST), "grow": (2, growing.MOST), "tao": (1, 100)}
+WHOLE = {"leaves": (2, growing.MOST), "depth": (1, growing.MOST), "grow": (2, growing.MOST)}
 
 
 class Tree(nn.Module):
@@ -25,13 +24,12 @@ class Tree(nn.Module):
     Node m: ``feature`` [M] is the place in what the sense gives, ``threshold`` [M]; ``branches`` [M, 2] are the nodes for
     yes (x ≤ threshold) and no, the node itself at a leaf, else later ones; ``value`` [M, V]: for a discrete action the
     share of (weighted) states in which the teacher chose each of V actions, else the action itself. At most ``most``
-    leaves, ``depth`` tests in a row (0: any number); ``grow``: leaves that it is grown to before it is cut back (0: no more than ``most``);
-    ``tao``: passes in which its tests are chosen anew (alternating.py), after which the value of a discrete action is how little it costs.
+    leaves, ``depth`` tests in a row (0: any number); ``grow``: leaves that it is grown to before it is cut back (0: no more than ``most``).
     """
 
-    def __init__(self, space: ActionSpace, width: int, most: int, depth: int = 0, nodes: int = 1, grow: int = 0, tao: int = 0) -> None:
+    def __init__(self, space: ActionSpace, width: int, most: int, depth: int = 0, nodes: int = 1, grow: int = 0) -> None:
         super().__init__()
-        self.space, self.width, self.most, self.depth, self.grow, self.tao = space, width, most, depth, grow, tao
+        self.space, self.width, self.most, self.depth, self.grow = space, width, most, depth, grow
         self.outputs = growing.width(space)
         self.register_buffer("feature", torch.zeros(nodes, dtype=torch.int64))
         self.register_buffer("threshold", torch.zeros(nodes))
@@ -42,8 +40,7 @@ class Tree(nn.Module):
     def fit(self, given: Examples, generator: torch.Generator) -> None:
         """See Model; ties are broken by the generator."""
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
-        grown = growing.tree(given, self.space, self.most, self.depth, seed, self.grow)
-        self.become(**(alternate(grown, given, self.space, self.tao) if self.tao else grown))
+        self.become(**growing.tree(given, self.space, self.most, self.depth, seed, self.grow))
 
     def become(self, feature: Tensor, threshold: Tensor, branches: Tensor, value: Tensor) -> None:
         """Take the place of another tree; its tensors are as this class describes them."""
@@ -99,13 +96,13 @@ class Tree(nn.Module):
 
 
 def parse_tree(text: str) -> tuple[dict[str, int], Counts]:
-    """``leaves=64``, ``leaves=64,grow=400,tao=10,depth=8,weight=none,resample``; raises Misconfigured."""
+    """``leaves=64``, ``leaves=64,grow=400,depth=8,weight=none,resample``; raises Misconfigured."""
     return growing.parse("tree", text, WHOLE)
 
 
 def _tree(text: str, spec: Spec, sense: Sense, nodes: int = 1) -> Fitted:
     numbers, counts = parse_tree(text)
-    model = Tree(spec.action, seen(sense), numbers.get("leaves", 64), numbers.get("depth", 0), nodes, numbers.get("grow", 0), numbers.get("tao", 0))
+    model = Tree(spec.action, seen(sense), numbers.get("leaves", 64), numbers.get("depth", 0), nodes, numbers.get("grow", 0))
     return Fitted(spec, sense, model, counts, f"tree:{text}")
 
 

@@ -70,7 +70,7 @@ def c_action(space: ActionSpace, quantities: Sequence[str] | None, value: Tensor
 
 
 def _said(tree: Tree, node: int) -> str:
-    share = f" ({100 * float(tree.value[node].max()):.0f} % of the states here)" if tree.space.kind == "discrete" and not tree.tao else ""
+    share = f" ({100 * float(tree.value[node].max()):.0f} % of the states here)" if tree.space.kind == "discrete" else ""
     return f"action {action(tree.space, tree.value[node])}{share}"
 
 
