@@ -10,12 +10,13 @@ from torch import nn
 
 import distillrl
 from distillrl import advantages, config, heads, learn
+from distillrl.actions import Categorical
 from distillrl.advantages import Critic
 from distillrl.checkpoints import resume, save
 from distillrl.config import Phase
 from distillrl.dataset import NEXT, Dataset
 from distillrl.errors import Misconfigured, Missing
-from distillrl.records import Progress
+from distillrl.records import Prediction, Progress
 from distillrl.runs import Folder
 from distillrl.settling import begin, settle
 
@@ -193,3 +194,25 @@ def test_methods_say_what_they_need():
     for name in ("fitnets", "actor-mimic", "reverse-kl", "entropy-regularised", "distillation-as-reward"):
         with pytest.raises(Missing, match=rf"{name} needs .* these methods would do: .*dagger"):
             methods.expand(name, frozenset({"action"}), spec)
+
+
+def rich(obs):
+    """As steer, with Q-values about 1000 that differ by little, and that value."""
+    said = steer("discrete")(obs)
+    return Prediction(Categorical(said), q=1000 + said, value=1000 + said.max(-1).values)
+
+
+def test_values_far_from_0_are_learnt_from_where_they_lie(tmp_path):
+    result = run(tmp_path, teacher=rich, phase=(Phase(beta="power(0.7)", terms={"q_mse": 1}),), until="retention=0.95", env_steps=4000, verdict_episodes=6, select_episodes=6, backend="gymnasium:1")
+    assert result.reached
+
+
+def test_heads_begin_at_the_mean_of_what_the_teacher_says():
+    setup = setup_of(terms={"forward_kl": 1, "q_mse": 0.1, "value_mse": 0.1}, teacher=rich)
+    state = begin(setup)
+    rollout = collected(setup, state)
+    assert heads.centre(state.student, rollout, frozenset({"teacher.q", "student.q", "teacher.value", "student.value"}))
+    q, value = state.student.out.bias, state.student.training_heads["value"].layers[-1].bias
+    assert torch.allclose(q, rollout.teacher.q.flatten(0, 1).mean(0), rtol=1e-4)
+    assert float(value) == pytest.approx(float(rollout.teacher.value.mean()), rel=1e-4)
+    assert not heads.centre(state.student, rollout, frozenset({"teacher.q"})), "no term compares the two"

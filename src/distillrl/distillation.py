@@ -25,6 +25,7 @@ from distillrl import (
     envs,
     evaluation,
     hardcases,
+    heads,
     imitability,
     learn,
     offline,
@@ -284,8 +285,9 @@ def _room(config: Config, progress: Progress, labelling: bool) -> int:
 
 
 def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
-    """Measure the student's normaliser from the first rollout, and make the learner anew around it."""
-    if students.look(state.student, rollout, seeing.running(setup.config.see)):
+    """Measure the student's normaliser from the first rollout, and where its values lie, and make the learner anew around it."""
+    looked = students.look(state.student, rollout, seeing.running(setup.config.see))
+    if heads.centre(state.student, rollout, all_wants(state.gradient.terms)) or looked:
         enter_phase(setup, state, state.progress.phase)
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distillrl.advantages import Critic
 from distillrl.columns import Columns
 from distillrl.config import Phase
 from distillrl.objectives import TABLE
 from distillrl.objectives.layers import linear
-from distillrl.records import Spec
+from distillrl.records import Rollout, Spec
 
 CAN_BE_ADDED = frozenset({"value", "q", "quantiles", "column"})
 QUANTILES = 32
@@ -43,6 +43,31 @@ def add(student: Any, wanted: Mapping[str, tuple[int, ...]], spec: Spec, generat
         else:
             actions, count = size or (max(1, spec.action.n), QUANTILES)
             student.training_heads[name] = nn.Sequential(linear(width, actions * count, generator), nn.Unflatten(-1, (actions, count)))
+
+
+@torch.no_grad()
+def centre(student: Any, rollout: Rollout, wants: frozenset[str]) -> bool:
+    """Begin the student's Q-values and values at the mean of what the teacher says of a rollout, where terms compare the two; whether anything was begun so.
+
+    Else most of the learning goes into an offset: of a teacher whose Q-values lie about 100 they differ by 1 between good and bad actions.
+    """
+    told, known = rollout.teacher, rollout.labelled & rollout.valid
+    if told is None or not bool(known.any()) or not hasattr(student, "training_heads"):
+        return False
+    heads, found = student.training_heads, False
+    if told.q is not None and {"teacher.q", "student.q"} <= wants:
+        lent, acts = "q" in heads, not student.heads and student.head.kind == "greedy"  # of several tasks each has a head
+        found |= (lent or acts) and _begin_at(heads["q"] if lent else student.out, told.q[known].mean(0))
+    if told.value is not None and {"teacher.value", "student.value"} <= wants and "value" in heads:
+        found |= _begin_at(heads["value"].layers[-1], told.value[known].mean().unsqueeze(0))
+    return found
+
+
+def _begin_at(layer: Any, mean: Tensor) -> bool:
+    if not isinstance(layer, nn.Linear) or layer.bias.shape != mean.shape or not bool(mean.isfinite().all()):
+        return False
+    layer.bias.copy_(mean)
+    return True
 
 
 def acts_by_q(phases: Sequence[Phase], spec: Spec) -> bool:
