@@ -1,5 +1,6 @@
 """Atari: ids, seeds, replays, what is clipped, single games with their memory, and teachers of stacked frames."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("ale_py")
 
-from distillrl import atari, envs, students, teachers
+from distillrl import atari, config, envs, students, teachers
 from distillrl.actions import Categorical
 from distillrl.config import Config
 from distillrl.distillation import distill
@@ -187,3 +188,24 @@ def test_bare_weights_that_take_four_frames_see_the_last_four(tmp_path):
         stack = torch.stack([torch.cat([frames[i, n] if i >= begins[n] else torch.zeros_like(frame[0]) for i in range(t - 3, t + 1)]) for n in range(2)])
         want = agent["actor"](agent["network"](stack.float() / 255))
         assert torch.allclose(mine.action.logits.log_softmax(-1), want.log_softmax(-1), atol=1e-4)
+
+
+def test_the_worked_examples_teacher_of_pong_reads_what_frames_show_and_nothing_else(monkeypatch):
+    root = Path(__file__).resolve().parent.parent
+    monkeypatch.chdir(root)
+    player = teachers.load("scripts.pong_player:Player")
+    played = play(player, EnvOptions("ALE/Pong-v5", {}, "gymnasium:1", max_episode_steps=60), 1, Seeds(0, "verdict"))
+    assert 30 < played.lengths[0] <= 60
+    ram = torch.randint(0, 256, (64, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    other = torch.randint(0, 256, (64, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    seen = [49, 50, 54, 56, 58, 60]
+    other[:, seen] = ram[:, seen]
+    mine, theirs = (player.act({"ram": x}, player.init(64), torch.ones(64, dtype=torch.bool))[0].action.logits for x in (ram, other))
+    assert torch.equal(mine, theirs)
+    assert set(mine.argmax(-1).tolist()) <= {0, 2, 3}
+
+
+def test_the_worked_examples_settings_are_settings():
+    given = config.build(config.read(Path(__file__).resolve().parent.parent / "examples" / "pong.toml"))
+    assert given.env_steps == 400_000
+    assert given.phase[0].terms["hint"]["always"]
