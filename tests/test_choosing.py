@@ -6,12 +6,11 @@ import pytest
 import torch
 from test_distillation import Corridor, run, small, steer
 
-from distillrl import choosing
+from distillrl import choosing, rounds
 from distillrl.actions import Bernoulli, Categorical, Deterministic, Gaussian, MultiCategorical
 from distillrl.checkpoints import resume, save
 from distillrl.config import Phase
 from distillrl.dataset import Dataset
-from distillrl.distillation import _round
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import ActionSpace, Prediction, Rollout, Spec
 from distillrl.runs import Folder
@@ -99,12 +98,12 @@ def test_the_teacher_is_asked_about_chosen_and_driven_states_alone(tmp_path, how
     setup = settle(small(phase=(phase,), slots=4, labels=150, backend="gymnasium:1"), teacher, lambda: Corridor())
     state = begin(setup)
     folder = Folder.create(tmp_path / "r", "E")
-    _round(setup, state, folder)
+    rounds.play(setup, state, folder)
     before, of_before = len(asked), state.progress.labels  # the first round is tried out again once the normaliser is measured
     state.progress = state.progress.__class__(**{**vars(state.progress), "round": 1})
     for _ in range(3):
         state.phase_round += 1
-        _round(setup, state, folder)
+        rounds.play(setup, state, folder)
     rows = torch.cat(asked[before:])
     assert len(rows) == state.progress.labels - of_before == len(state.dataset) - of_before
     assert beta == "0.5" or len(torch.unique(rows, dim=0)) == len(rows), "no state twice, but where the teacher drove"
@@ -143,14 +142,14 @@ def test_a_resumed_run_asks_and_learns_the_same(tmp_path):
     folder = Folder.create(tmp_path / "r", "E")
     folder.write_config(setup.config)
     state = begin(setup)
-    _round(setup, state, folder)
+    rounds.play(setup, state, folder)
     save(state, folder)
     other, rows = resume(setup, folder), []
     for s in (state, other):
         s.phase_round = 1
         s.progress = s.progress.__class__(**{**vars(s.progress), "round": 1})
         del asked[:]
-        _round(setup, s, folder)
+        rounds.play(setup, s, folder)
         rows.append(torch.cat(asked))
     assert torch.equal(*rows)
     for a, b in zip(state.committee[1].student.state_dict().values(), other.committee[1].student.state_dict().values(), strict=True):

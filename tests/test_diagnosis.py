@@ -20,7 +20,7 @@ FULL = {"teacher": -5.0, "random": -20.0, "apart": 1.0}
 
 def trained(teacher=None, env=None, rounds=6, **changes):
     """A run's state after a few rounds of the teacher's states."""
-    from distillrl.distillation import _round
+    from distillrl.rounds import play
     from distillrl.runs import Folder
 
     config = small(**{"slots": 8, "backend": "gymnasium:1", "phase": (Phase(beta="1", terms={"forward_kl": 1}),), **changes})
@@ -28,7 +28,7 @@ def trained(teacher=None, env=None, rounds=6, **changes):
     state = begin(setup)
     state.baseline = dict(FULL)
     for _ in range(rounds):
-        _round(setup, state, Folder)
+        play(setup, state, Folder)
         state.progress = replace(state.progress, round=state.progress.round + 1)
     return setup, state
 

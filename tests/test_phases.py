@@ -12,11 +12,11 @@ from gymnasium import spaces
 from test_distillation import Corridor, run, small, steer
 
 from distillrl import config as configuration
-from distillrl import evaluation, methods, phases
+from distillrl import evaluation, methods, phases, rounds
 from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
 from distillrl.dataset import Dataset
-from distillrl.distillation import _end_of_round, _round, _rounds
+from distillrl.distillation import _end_of_round, _rounds
 from distillrl.envs import Seeds
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Prediction, Progress, Rollout
@@ -114,7 +114,7 @@ def test_learning_by_reward_asks_the_teacher_nothing(tmp_path):
     setup = settle(config, teacher, lambda: Corridor())
     state = begin(setup)
     folder = Folder.create(tmp_path / "r", "E")
-    line = _round(setup, state, folder)
+    line = rounds.play(setup, state, folder)
     assert max(asked) <= 4, "the dry run's states at most"
     assert state.progress.labels == 0
     assert "agreement" not in line
@@ -215,7 +215,7 @@ def returns_after_distilling(tmp_path, seed, warm):
     folder = Folder.create(tmp_path / f"{seed}{warm}", "E")
     while not state.ended:
         before = state.progress.phase
-        _end_of_round(setup, state, _round(setup, state, folder))
+        _end_of_round(setup, state, rounds.play(setup, state, folder))
         if before == len(config.phase) - 1 or (before == 0 and state.progress.phase == 1):
             found.append(float(evaluation.play(state.gradient.averaged, setup.options, 8, Seeds(seed, "select")).returns.mean()))
     return found

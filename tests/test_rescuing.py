@@ -102,19 +102,19 @@ def test_the_teacher_rescues_where_they_differ():
 
 @pytest.mark.parametrize("phase", [Phase(late="8", terms=MSE, updates=2), Phase(rescue="agreement(below=0.9, above=0.95)", terms=MSE, updates=2)])
 def test_a_resumed_run_hands_over_at_the_same_steps(tmp_path, phase):
+    from distillrl import rounds
     from distillrl.checkpoints import resume, save
-    from distillrl.distillation import _round
     from distillrl.runs import Folder
 
     setup = settle(small(phase=(phase,), slots=4, backend="gymnasium:1"), steer("box"), lambda: Corridor("box"))
     folder = Folder.create(tmp_path / "r", "E")
     folder.write_config(setup.config)
     state = begin(setup)
-    _round(setup, state, folder)
+    rounds.play(setup, state, folder)
     save(state, folder)
     other = resume(setup, folder)
     for s in (state, other):
-        _round(setup, s, folder)
+        rounds.play(setup, s, folder)
     for a, b in zip(state.student.state_dict().values(), other.student.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

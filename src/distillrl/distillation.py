@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import threading
 import time
@@ -17,34 +16,26 @@ import torch
 
 import distillrl
 from distillrl import (
-    advantages,
     artifact,
     checkpoints,
-    choosing,
     diagnosis,
     envs,
     evaluation,
     hardcases,
-    heads,
-    imitability,
-    learn,
     offline,
     phases,
-    seeing,
-    sounds,
+    rounds,
     students,
     teachers,
 )
 from distillrl import config as configuration
 from distillrl.config import Config
 from distillrl.dataset import Dataset
-from distillrl.errors import DistillError, Failed
-from distillrl.policies import Player, Policy, acting_parameters
-from distillrl.records import Progress, Rollout
+from distillrl.errors import DistillError
+from distillrl.policies import Player, acting_parameters
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
-from distillrl.settling import Setup, State, all_wants, asks_teacher, enter_phase, label_wants, settle
-from distillrl.states import Drive, stakes
+from distillrl.settling import Setup, State, asks_teacher, enter_phase, settle
 
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -175,7 +166,7 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: I
     limits = ("env_steps", "labels", "rounds", "seconds") if setup.recording is None else ("rounds", "seconds")
     while not state.ended and not interrupt.asked:
         had = state.progress.env_steps
-        metrics = _round(setup, state, folder)
+        metrics = rounds.play(setup, state, folder)
         state.seconds = before + time.perf_counter() - began
         _end_of_round(setup, state, metrics)
         state.seconds = before + time.perf_counter() - began
@@ -187,108 +178,6 @@ def _rounds(setup: Setup, state: State, folder: Folder, show: Show, interrupt: I
         if not state.ended and due and (state.drive.vector.replayable or state.drive.due()):
             checkpoints.save(state, folder)
             saved = time.perf_counter()
-
-
-def _round(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
-    """Drive, label, learn; the round's metrics."""
-    phase = setup.config.phase[state.progress.phase]
-    drive, began = state.drive, time.perf_counter()
-    playing = phases.driven_by(phase, state.gradient.averaged)
-    if drive.due():
-        drive.reseed(setup.teacher, playing)
-    wanted = phase.first if state.progress.round == 0 and state.progress.phase == 0 else phase.steps
-    now = phases.at(state.progress, state.phase_round)
-    ask = asks_teacher(setup, state, state.progress.phase)
-    choosy = ask and phase.choose != "all"
-    who = phases.who(phase, now)
-    room = _room(setup.config, state.progress, ask and (who.asks or not choosy)) // drive.n
-    steps = max(1, min(wanted, room))
-    try:
-        with torch.inference_mode():
-            wants = label_wants(setup, state)
-            if state.hard["bad"]:
-                rollout, drive = hardcases.collect(setup, state, room, who, wants)
-            else:
-                rollout = drive.collect(steps, who, setup.teacher, playing, wants, setup.seen, ask and not choosy)
-                rollout = _asked(setup, state, phase, rollout) if choosy else rollout
-            rollout = _enriched(setup, state, phase, rollout, drive, playing)
-        if state.progress.round == 0 and setup.config.init is None and setup.config.inherit is None:
-            _normalise(setup, state, rollout)
-        elif seeing.running(setup.config.see) and setup.recording is None:
-            students.follow([copy for learner in (state.gradient, *state.committee) for copy in learner.copies()], rollout)
-        collected = time.perf_counter()
-        noticed: dict[str, Any] = {}
-        if state.progress.round == 0 and bool((rollout.labelled | ~rollout.valid).all()):
-            state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
-        if state.progress.round == 0 and (mute := sounds.silent(getattr(state.student, "sense", None), rollout.obs)):
-            noticed = {**noticed, "note": "; ".join(said for said in (noticed.get("note"), mute) if said)}
-        state.dataset.append(rollout)
-        compared, explained = phases.compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
-        count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
-        if setup.recording is not None:  # nothing was stepped; held-out states were labelled too
-            count, asked = 0, drive.asked if state.progress.round == 0 else 0  # type: ignore[attr-defined]  # a Recorded
-            state.progress = replace(state.progress, rounds=setup.config.rounds or 0)
-        state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=setup.config.env_steps)
-        learnt = state.gradient.learn(state.dataset, state.progress)
-        for i, member in enumerate(state.committee):
-            member.learn(state.dataset.half(i), state.progress)
-    except Failed as error:
-        kept = folder.save_states({"obs": dict(drive.obs), "student": state.student.state_dict()}, state.progress.round)
-        raise Failed(f"round {state.progress.round}: {error} (the states are kept in {kept})") from None
-    if warning := learn.dominated(learnt):
-        learnt = {**learnt, "warning": warning}  # type: ignore[dict-item]  # the one metric that is a sentence
-    seconds = time.perf_counter() - began
-    return {
-        "phase": state.progress.phase,
-        "round": state.progress.round,
-        "env_steps": state.progress.env_steps,
-        "labels": state.progress.labels,
-        "steps_per_second": round(count / max(1e-9, collected - began), 1),
-        "learn_seconds": round(seconds - (collected - began), 4),
-        "beta": who.beta,
-        **compared,
-        **noticed,
-        **({} if explained is None else {"explained_variance": round(explained, 4)}),
-        **learnt,
-        **({"note": "; ".join(s for s in (noticed.get("note"), drive.note) if s)} if setup.recording is not None and state.progress.round == 0 and drive.note else {}),  # type: ignore[attr-defined]  # a Recorded
-    }
-
-
-def _enriched(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout, drive: Drive, playing: Policy) -> Rollout:
-    """With what terms on reward read, and how much each state counts."""
-    horizon = advantages.Horizon(phase.gamma, phase.lam, phase.n)
-    rollout = advantages.enrich(rollout, all_wants(state.gradient.terms), horizon, drive, setup.teacher, playing, state.student)
-    if not phase.critical:
-        return rollout
-    weight = stakes(advantages.need_teacher(rollout), rollout.valid)
-    return replace(rollout, weight=weight if rollout.weight is None else weight * rollout.weight)
-
-
-def _asked(setup: Setup, state: State, phase: configuration.Phase, rollout: Rollout) -> Rollout:
-    """With labels for the states in which the students are least sure, as far as the budget goes."""
-    budget = math.ceil(phase.ask * int(rollout.valid.sum()))
-    if setup.config.labels is not None:
-        budget = min(budget, setup.config.labels - state.progress.labels - int((rollout.valid & rollout.labelled).sum()))
-    pupils = [learner.averaged for learner in (state.gradient, *state.committee)]
-    mask = choosing.choose(phase.choose, rollout, pupils, budget, state.chooser, state.asked)
-    rollout = choosing.label(rollout, mask, setup.teacher, label_wants(setup, state))
-    if rollout.teacher is None:  # every state looks like one that was asked about
-        return replace(rollout, teacher=state.dataset.blank(*rollout.valid.shape))
-    state.asked = torch.cat([state.asked, choosing.keys(rollout)[rollout.labelled & rollout.valid]])
-    return rollout
-
-
-def _room(config: Config, progress: Progress, labelling: bool) -> int:
-    """Environment steps that may still be taken; where each is labelled, as many as labels."""
-    room = config.env_steps - progress.env_steps
-    return room if config.labels is None or not labelling else min(room, config.labels - progress.labels)
-
-
-def _normalise(setup: Setup, state: State, rollout: Rollout) -> None:
-    """Measure the student's normaliser from the first rollout, and where its values lie, and make the learner anew around it."""
-    looked = students.look(state.student, rollout, seeing.running(setup.config.see))
-    if heads.centre(state.student, rollout, all_wants(state.gradient.terms)) or looked:
-        enter_phase(setup, state, state.progress.phase)
 
 
 # ── selecting ─────────────────────────────────────────────────────────────────────────────────────────────────────
