@@ -15,6 +15,7 @@ from export_cases import CASES, generator
 from distillrl import exporting, parity, students
 from distillrl.actions import Categorical, Deterministic
 from distillrl.envs import EnvOptions
+from distillrl.errors import Misconfigured
 from distillrl.records import ActionSpace, Group, Prediction, Spec
 
 CARTPOLE = Spec({"obs": Group((4,), "float32")}, ActionSpace("discrete", n=2))
@@ -198,3 +199,12 @@ def test_the_command_checks_in_the_environment_as_it_is_asked_for(tmp_path):
     assert "name it with --env" in str(done.exception)
     done = CliRunner().invoke(main, [*ask, "--check", "CartPole-v1", "--env-kwargs", "sutton_barto_reward=true"])
     assert "return 30.00" not in done.output
+
+
+def test_another_environment_is_refused_in_a_sentence(tmp_path):
+    policy = balancing()
+    exported = exporting.export(policy, "python", tmp_path)
+    with pytest.raises(Misconfigured, match=r"the policy does not fit Acrobot-v1: observation 'obs': the policy sees"):
+        parity.check(exported, policy, "Acrobot-v1", states=10, episodes=0)
+    with pytest.raises(Misconfigured, match="the policy does not fit Acrobot-v1"):
+        exporting.export(policy, "c-int8", tmp_path, env="Acrobot-v1")

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from distillrl import evaluation, stats
+from distillrl import envs, evaluation, stats
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
 from distillrl.exporting import Export, loaded_with_passport, opened
@@ -146,7 +147,7 @@ def check(exported: Export, policy: Any, env: Any, *, states: int = 10_000, epis
     if exported.sampled:
         raise Misconfigured("check compares most likely actions; this export samples, so export it once more without --sampled to check it")
     loaded, _ = loaded_with_passport(policy)
-    options = env if isinstance(env, EnvOptions) else EnvOptions(env)
+    options = envs.shown(env if isinstance(env, EnvOptions) else EnvOptions(env), loaded)
     other = opened(exported, loaded)
     shadowed = Shadowed(loaded, other, states)
     _visit(shadowed, options, states, seed)
@@ -171,12 +172,21 @@ def visited(policy: Any, env: Any, states: int = 2000, seed: int = 0) -> dict[st
     """Observations {group: [n, *shape]} that a policy visits, n ≥ ``states``, in the order of visiting."""
     loaded, _ = loaded_with_passport(policy)
     watched = Shadowed(loaded, None, states)
-    _visit(watched, env if isinstance(env, EnvOptions) else EnvOptions(env), states, seed)
+    _visit(watched, envs.shown(env if isinstance(env, EnvOptions) else EnvOptions(env), loaded), states, seed)
     return {name: np.concatenate([s[name] for s in watched.seen]) for name in loaded.spec.observations}
 
 
 def _visit(policy: Shadowed, options: EnvOptions, states: int, seed: int) -> None:
-    """Play until enough states were seen; each chunk of episodes on seeds of its own, of the stream of training."""
+    """Play until enough states were seen; each chunk of episodes on seeds of its own, of the stream of training.
+
+    Raises Misconfigured where the environment is another than the policy's.
+    """
+    if not isinstance(options.id, VectorEnv):
+        vector = envs.make(options, envs.slots_of(options, 1), Seeds(seed, "dry"))
+        spec = vector.spec
+        vector.close()
+        if found := envs.differences(policy.spec, spec):
+            raise Misconfigured(f"the policy does not fit {envs.name_of(options)}: " + "; ".join(found))
     first = 0
     while policy.states < states:
         evaluation.play(policy, options, CHUNK, Seeds(seed, "train", first=first))
