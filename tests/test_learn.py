@@ -38,7 +38,7 @@ def setup_of(teacher=None, **phase):
 
 
 def collected(setup, state, steps=24):
-    from distillrl.distillation import _enriched
+    from distillrl.rounds import _enriched
     from distillrl.settling import label_wants
     from distillrl.states import Who
 

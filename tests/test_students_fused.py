@@ -89,16 +89,15 @@ def test_images_and_numbers_are_fused(word):
         students.make(word.replace("4-8:", ""), PICTURE, generator())
 
 
-def test_late_fusion_ships_as_code_and_attention_says_what_carries_it():
+@pytest.mark.parametrize("word", ["late:8:16", "attention:8x2:16"])
+def test_fused_students_ship_as_code(word):
     from distillrl.targets import running, tracing
 
-    late = students.make("late:8:16", TWO, generator(), see="group=code+sound")
+    student = students.make(word, TWO, generator(), see="group=code+sound")
     obs = observed(4)
-    plan = tracing.trace(late)
+    plan = tracing.trace(student)
     values = running.run(plan, {k: v.numpy() for k, v in obs.items()})
-    assert np.allclose(values[plan.raw], late.act(obs, {}, None)[0].action.logits.detach().numpy(), atol=1e-5)
-    with pytest.raises(Misconfigured, match="target torch carries any"):
-        tracing.trace(students.make("attention:8x2:16", TWO, generator(), see="group=code+sound"))
+    assert np.allclose(values[plan.raw], student.act(obs, {}, None)[0].action.logits.detach().numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("word", ["late:", "late:0:16", "late:8x2:16", "attention:8:16", "attention:8x3:16", "attention:8x0:4", "attention:4-8", "late:8:x"])
