@@ -568,3 +568,9 @@ def test_fuzz_yaml(text: str) -> None:
     """Any text as RL Zoo's YAML."""
     with contextlib.suppress(Failed):
         yamls.read(text.encode(), "here")
+
+
+def test_a_zip_that_is_cut_short_is_told(tmp_path):
+    (tmp_path / "t.zip").write_bytes((Path(__file__).parents[1] / "examples" / "ppo_lunar.zip").read_bytes()[:1000])
+    with pytest.raises(Failed, match="cut short or damaged"):
+        teachers.load(tmp_path / "t.zip")

@@ -147,6 +147,7 @@ def test_letters_alone_are_read_and_by_a_tree_too(tmp_path):
         ("group=mission, words=red++key", True, "words with \\+ between them"),
         ("group=mission, words=misson:red+key", True, "did you mean 'mission'"),
         ("group=misson", True, "did you mean|no observation group"),
+        ("group=place, words=red+key", True, "words= is for a group of text"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(see, told, says, tmp_path):

@@ -63,6 +63,8 @@ def parse(text: str, observations: Mapping[str, Group]) -> Sense:
     words = split(text)
     if "jitter" in (order := [word for word, _ in words]) and "stack" in order[order.index("jitter") :]:
         raise Misconfigured(f"--see {text!r}: jitter comes after stack, so that all frames of a stack are changed alike")
+    if "words" in order and not any(group.words for group in observations.values()):
+        raise Misconfigured(f"--see {text!r}: words= is for a group of text, named by group=; there is none among {', '.join(observations)}")
     for word, value in words:
         if word not in {"group", RENDER, "words"} and not expanded:
             expanded = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -227,9 +228,23 @@ def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
         first = next((row for row in FORMATS if row.sniff(path)), None)
         rows = [first] if first is not None else []
     if not rows:
-        raise Failed(f"{path} is no teacher that is known here; known are: {_titles()}")
+        cut = " (it begins as a zip file, such as stable-baselines3's and torch's, but is cut short or damaged)" if _cut(path) else ""
+        raise Failed(f"{path} is no teacher that is known here{cut}; known are: {_titles()}")
     load_it = importlib.import_module(rows[0].module).load
     return load_it(path, options, spec) if rows[0].spec else load_it(path, options)
+
+
+def _cut(path: Path) -> bool:
+    """Whether a file begins as a zip and has no table of contents, which stands at its end."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        return not zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a table of contents that is nonsense
+        return True
 
 
 def _titles() -> str:
