@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from distillrl import evaluation, methods
+from distillrl.beginning import State, begin
 from distillrl.config import Config
 from distillrl.distillation import _end_of_round, _round  # round by round, to measure in between
 from distillrl.envs import Seeds
 from distillrl.runs import Folder
-from distillrl.settling import Setup, State, begin, settle
+from distillrl.settling import Setup, settle
 
 EPISODES = 16
 EVERY = 2

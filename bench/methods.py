@@ -132,10 +132,11 @@ class Plan:
 def plan(case: Case, path: Path, seeds: Sequence[int], only: Sequence[str]) -> Plan:
     """The jobs of a case, each method's phases in their key."""
     from distillrl import envs, loading, methods
+    from distillrl.beginning import begin
     from distillrl.config import Config
     from distillrl.envs import EnvOptions, Seeds
     from distillrl.errors import DistillError, Misconfigured
-    from distillrl.settling import begin, settle
+    from distillrl.settling import settle
 
     vector = envs.make(EnvOptions(case.env, backend="gymnasium:1"), 1, Seeds(0, "dry"))
     spec = vector.spec

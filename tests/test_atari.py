@@ -12,6 +12,7 @@ pytest.importorskip("ale_py")
 
 from distillrl import atari, config, envs, students, teachers
 from distillrl.actions import Categorical
+from distillrl.beginning import begin
 from distillrl.config import Config
 from distillrl.distillation import distill
 from distillrl.envs import EnvOptions, Seeds
@@ -19,7 +20,7 @@ from distillrl.errors import DistillError
 from distillrl.evaluation import evaluate, play
 from distillrl.policies import ACTION
 from distillrl.records import ActionSpace, Group, Prediction, Spec
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 from distillrl.states import Who
 
 PONG = EnvOptions("ALE/Pong-v5")

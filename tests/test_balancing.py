@@ -9,9 +9,9 @@ from test_learn import collected, setup_of
 
 from distillrl import weights
 from distillrl.balancing import BOUND, Balance
+from distillrl.beginning import begin
 from distillrl.errors import Misconfigured
 from distillrl.records import Progress
-from distillrl.settling import begin
 
 
 def of(*kinds):

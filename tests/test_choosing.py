@@ -8,13 +8,14 @@ from test_distillation import Corridor, run, small, steer
 
 from distillrl import choosing, rounds
 from distillrl.actions import Bernoulli, Categorical, Deterministic, Gaussian, MultiCategorical
+from distillrl.beginning import begin
 from distillrl.checkpoints import resume, save
 from distillrl.config import Phase
 from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import ActionSpace, Prediction, Rollout, Spec
 from distillrl.runs import Folder
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 
 KL = {"forward_kl": 1}
 NONE = torch.empty(0, dtype=torch.int64)

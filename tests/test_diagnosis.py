@@ -10,10 +10,11 @@ from test_distillation import Corridor, small, steer
 
 from distillrl import diagnosis
 from distillrl.actions import Categorical
+from distillrl.beginning import begin
 from distillrl.config import Phase
 from distillrl.normalising import Normalise
 from distillrl.records import Prediction, Progress
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 
 FULL = {"teacher": -5.0, "random": -20.0, "apart": 1.0}
 

@@ -6,9 +6,10 @@ from test_distillation import Corridor, run, small
 from torch import nn
 
 from distillrl import inheriting, students
+from distillrl.beginning import begin
 from distillrl.errors import Misconfigured
 from distillrl.records import ActionSpace, Group, Spec
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 
 SPEC = Spec({"obs": Group((3,), "float32")}, ActionSpace("discrete", n=3))
 

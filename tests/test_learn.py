@@ -12,13 +12,14 @@ import distillrl
 from distillrl import advantages, config, heads, learn
 from distillrl.actions import Categorical
 from distillrl.advantages import Critic
+from distillrl.beginning import begin
 from distillrl.checkpoints import resume, save
 from distillrl.config import Phase
 from distillrl.dataset import NEXT, Dataset
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Prediction, Progress
 from distillrl.runs import Folder
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 
 
 def network():
@@ -38,8 +39,8 @@ def setup_of(teacher=None, **phase):
 
 
 def collected(setup, state, steps=24):
+    from distillrl.beginning import label_wants
     from distillrl.rounds import _enriched
-    from distillrl.settling import label_wants
     from distillrl.states import Who
 
     phase = setup.config.phase[0]

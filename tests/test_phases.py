@@ -13,6 +13,7 @@ from test_distillation import Corridor, run, small, steer
 
 from distillrl import config as configuration
 from distillrl import evaluation, methods, phases, rounds
+from distillrl.beginning import begin
 from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
 from distillrl.dataset import Dataset
@@ -21,7 +22,7 @@ from distillrl.envs import Seeds
 from distillrl.errors import Misconfigured, Missing
 from distillrl.records import Prediction, Progress, Rollout
 from distillrl.runs import Folder
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 
 QUICK = {"verdict_episodes": 4, "select_episodes": 4, "backend": "gymnasium:1"}
 

@@ -7,12 +7,13 @@ from gymnasium import spaces
 from pixel_cases import Dot, teacher
 
 from distillrl import envs, evaluation, seeing, storage
+from distillrl.beginning import begin
 from distillrl.config import Config
 from distillrl.distillation import distill
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError
 from distillrl.policies import ACTION
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 from distillrl.states import Who
 
 SMALL = Config(

@@ -175,7 +175,7 @@ def test_held_out_episodes_are_never_learnt_from(tmp_path, played):
 
 
 def begun(data, **changes):
-    from distillrl.settling import begin
+    from distillrl.beginning import begin
 
     setup = settle(small(data, **changes), None, None)
     state = begin(setup)

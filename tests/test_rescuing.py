@@ -9,12 +9,13 @@ from test_distillation import Corridor, small, steer
 from distillrl import config as configuration
 from distillrl import rescuing, weights
 from distillrl.actions import Bernoulli, Categorical, Deterministic, Gaussian
+from distillrl.beginning import begin
 from distillrl.config import Phase
 from distillrl.errors import Misconfigured, Missing
 from distillrl.policies import distance
 from distillrl.records import Prediction, Progress
 from distillrl.rescuing import Rescue
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 from distillrl.states import Who
 
 MSE = {"mse": 1}

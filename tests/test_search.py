@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from export_cases import observations
 from test_compression import SPEC, rule
 
-from distillrl import artifact, cohort, envs, evaluation, learn, limits, racing, search, settling, stats, students
+from distillrl import artifact, beginning, cohort, envs, evaluation, learn, limits, racing, search, settling, stats, students
 from distillrl.cli import main
 from distillrl.config import Config
 from distillrl.envs import EnvOptions, Seeds
@@ -58,7 +58,7 @@ def test_what_differs_is_not_stacked():
 
 def _settled(words=WORDS, env="CartPole-v1", teacher=rule):
     setup = settling.settle(Config(student=words[-1], env_steps=2000, slots=4, until="none"), teacher, env)
-    return setup, settling.begin(setup)
+    return setup, beginning.begin(setup)
 
 
 def test_each_learns_as_it_would_alone():
@@ -73,7 +73,7 @@ def test_each_learns_as_it_would_alone():
         alone.student.sense = alone.averaged.sense = made[0].sense
         one.drive(4)
         with torch.inference_mode():
-            rollout = state.drive.collect(16, settling_who(), setup.teacher, one, settling.label_wants(setup, state), setup.seen)
+            rollout = state.drive.collect(16, settling_who(), setup.teacher, one, beginning.label_wants(setup, state), setup.seen)
         state.dataset.append(rollout)
         for _ in range(2):
             together.learn(state.dataset, Progress())
@@ -97,7 +97,7 @@ def test_those_who_stay_learn_on_as_if_the_others_had_never_been():
         one = cohort.seated(setup, state, family(setup.spec))
         one.drive(4)
         with torch.inference_mode():
-            state.dataset.append(state.drive.collect(16, settling_who(), setup.teacher, one, settling.label_wants(setup, state), setup.seen))
+            state.dataset.append(state.drive.collect(16, settling_who(), setup.teacher, one, beginning.label_wants(setup, state), setup.seen))
         whole = one.learners[0]
         whole.learn(state.dataset, Progress())
         less = whole.without({0, 1})

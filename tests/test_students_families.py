@@ -12,8 +12,9 @@ from torch import nn
 
 import distillrl
 from distillrl import evaluation, students
+from distillrl.beginning import begin
 from distillrl.config import Config, Phase
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 from distillrl.states import Who
 from distillrl.teachers import Options
 

@@ -11,12 +11,13 @@ from task_cases import line, steer
 
 import distillrl
 from distillrl import artifact, envs, evaluation, exporting, students, tasks, taskwise, teachers
+from distillrl.beginning import begin
 from distillrl.config import Config
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.policies import ACTION
 from distillrl.records import Spec
-from distillrl.settling import begin, settle
+from distillrl.settling import settle
 from distillrl.targets.running import run as run_plan
 from distillrl.targets.tracing import trace
 

@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any
 
 from distillrl import storage, students
+from distillrl.beginning import State, asks_teacher, begin, enter_phase, example_batch, label_words
 from distillrl.errors import DistillError, Misconfigured
 from distillrl.records import Prediction, Progress
 from distillrl.runs import Folder
-from distillrl.settling import Setup, State, asks_teacher, begin, enter_phase, example_batch, label_words
+from distillrl.settling import Setup
 
 ROOM = 1.06
 """Rows for which there is room at first, of those that are counted: steps that only reset take some more."""

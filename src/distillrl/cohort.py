@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from distillrl.actions import Deterministic
+from distillrl.beginning import State, all_wants, enter_phase, example_batch, generator
 from distillrl.dataset import Dataset
 from distillrl.errors import Failed
 from distillrl.learn import Term
 from distillrl.policies import ACTION, Memory, Policy
 from distillrl.records import Batch, Prediction, Progress, Spec, over_states
-from distillrl.settling import Setup, State, all_wants, enter_phase, example_batch, generator
+from distillrl.settling import Setup
 from distillrl.students.networks import Network
 from distillrl.students.stacked import Stacked, alike
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from distillrl import envs, imitability, learn
+from distillrl.beginning import State, generator
 from distillrl.envs import Seeds
 from distillrl.normalising import Normalise
 from distillrl.policies import ACTION, Policy, agreement, flatten
 from distillrl.records import Prediction, Rollout, over_states
-from distillrl.settling import Setup, State, generator
+from distillrl.settling import Setup
 from distillrl.states import Drive, Who
 from distillrl.teachers.environments import shortfall
 

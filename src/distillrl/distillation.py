@@ -29,13 +29,14 @@ from distillrl import (
     teachers,
 )
 from distillrl import config as configuration
+from distillrl.beginning import State, asks_teacher, enter_phase
 from distillrl.config import Config
 from distillrl.dataset import Dataset
 from distillrl.errors import DistillError
 from distillrl.policies import Player, acting_parameters
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
-from distillrl.settling import Setup, State, asks_teacher, enter_phase, settle
+from distillrl.settling import Setup, settle
 
 Show = Callable[[Mapping[str, Any]], None]
 

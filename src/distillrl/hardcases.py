@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from distillrl import envs, evaluation
+from distillrl.beginning import State, generator
 from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.records import Rollout
-from distillrl.settling import Setup, State, generator
+from distillrl.settling import Setup
 from distillrl.states import Drive, Who
 
 FIRST = 16

@@ -20,7 +20,8 @@ from distillrl.recordings import Recording
 from distillrl.records import Spec
 
 if TYPE_CHECKING:
-    from distillrl.settling import Setup, State
+    from distillrl.beginning import State
+    from distillrl.settling import Setup
 
 ROUNDS = 1000
 """Rounds at most where none are given; a grown student has all that there is after one."""

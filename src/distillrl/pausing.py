@@ -14,6 +14,7 @@ import torch
 from distillrl import config as configuration
 from distillrl import stats, students
 from distillrl.artifact import write_bytes
+from distillrl.beginning import State, example_batch, label_words
 from distillrl.cohort import reseated
 from distillrl.config import Config
 from distillrl.errors import Failed, Misconfigured
@@ -22,7 +23,7 @@ from distillrl.racing import Entry, Race
 from distillrl.records import Progress
 from distillrl.retaining import Finding
 from distillrl.runs import VERDICT, Folder
-from distillrl.settling import Setup, State, example_batch, label_words
+from distillrl.settling import Setup
 
 ASKED, CONFIG = "search.json", "search.toml"
 HEADING = "# What a search was asked for, beside search.json; distillrl search --resume THIS-FOLDER goes on."

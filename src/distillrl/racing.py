@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distillrl.beginning import State
 from distillrl.cohort import Cohort
 from distillrl.retaining import Finding, Referee
 from distillrl.runs import Folder
-from distillrl.settling import Setup, State
+from distillrl.settling import Setup
 
 FIRST = 8192
 """Environment steps before the first look; each later look comes at twice as many."""

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from distillrl import evaluation, stats
+from distillrl.beginning import generator
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
 from distillrl.policies import Policy
 from distillrl.records import Spec
-from distillrl.settling import generator
 
 FIRST = 50
 """Episodes before the first look."""

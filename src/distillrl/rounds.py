@@ -11,12 +11,13 @@ import torch
 
 from distillrl import advantages, choosing, hardcases, heads, imitability, learn, phases, seeing, sounds, students
 from distillrl import config as configuration
+from distillrl.beginning import State, all_wants, asks_teacher, enter_phase, label_wants
 from distillrl.config import Config
 from distillrl.errors import Failed
 from distillrl.policies import Policy
 from distillrl.records import Progress, Rollout
 from distillrl.runs import Folder
-from distillrl.settling import Setup, State, all_wants, asks_teacher, enter_phase, label_wants
+from distillrl.settling import Setup
 from distillrl.states import Drive, Who, stakes
 
 

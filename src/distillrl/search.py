@@ -20,6 +20,7 @@ import torch
 import distillrl
 from distillrl import artifact, envs, evaluation, frontier, pausing, racing, seeing, students, weights
 from distillrl import config as configuration
+from distillrl.beginning import State, all_wants, begin, generator, label_wants
 from distillrl.cohort import seated
 from distillrl.config import Config
 from distillrl.distillation import Interrupt, provenance
@@ -32,7 +33,7 @@ from distillrl.records import Progress, Rollout
 from distillrl.retaining import Finding, Referee, refuse_several
 from distillrl.runs import Folder
 from distillrl.selecting import spent_budget
-from distillrl.settling import Setup, State, all_wants, begin, generator, label_wants, settle
+from distillrl.settling import Setup, settle
 from distillrl.states import Who
 
 Show = Callable[[Mapping[str, Any]], None]

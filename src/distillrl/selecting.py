@@ -11,11 +11,12 @@ import numpy as np
 
 from distillrl import config as configuration
 from distillrl import evaluation, hardcases, offline, stats
+from distillrl.beginning import State, generator
 from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.records import Progress
 from distillrl.refit import Refit
-from distillrl.settling import Setup, State, generator
+from distillrl.settling import Setup
 from distillrl.taskwise import Scale, means, numbers_of, scale_of
 
 FREE_EVALUATIONS = 4
