@@ -519,6 +519,36 @@ def test_figures_beside_the_mean_and_a_mark_on_few_episodes():
     assert report["retention"] is None  # whatever one does, it earns the same
 
 
+class Waiting(gymnasium.Env):
+    """Waits for as long as its seed says, and is then one of two games of ten rewards, of bytes; action 1 never ends it."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (3, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+    spec = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.wait, self.game, self.t = seed // 2 % 5, seed % 2, 0
+        return np.zeros((3, 3), np.uint8), {}
+
+    def step(self, action):
+        self.t += 1
+        at = max(0, self.t - self.wait)
+        left = action == 1 and self.game == 1
+        return np.full((3, 3), (1 + self.game) * at, np.uint8), float(at > 0 and not left), at == 10 and not left, self.t == 20, {}
+
+
+def test_games_that_only_waited_for_longer_are_the_same_again():
+    never, goes = (Player(linear(Waiting, [[0.0] * 9] * 2, [0.0, bias])) for bias in (1.0, -1.0))
+    report = evaluation.evaluate(never, Waiting, goes, episodes=30)
+    assert report["teacher"]["return"]["different"] == 2
+    assert any(n.startswith("the teacher policy: only 2 of the 30 episodes are different") for n in report["notes"])
+    fallen = report["falls"]["episodes"]
+    assert 0 < len(fallen) < 30
+    assert any(n.startswith(f"{len(fallen)} of the {len(fallen)} episodes in which the student falls behind were broken off at the limit of 20 steps") for n in report["notes"])
+    assert not any("broken off" in n for n in evaluation.evaluate(goes, Waiting, goes, episodes=30)["notes"])
+
+
 def test_a_deterministic_environment_is_said_to_be_so_and_shows_nothing():
     policy = Player(sides())
     report = evaluation.evaluate(policy, Same, policy, episodes=40)

@@ -6,7 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "distillrl"
 FLOORS = {
     "errors": 0, "config": 0, "records": 0, "actions": 0,
-    "policies": 1, "packing": 1, "senses": 1, "filters": 1, "images": 1, "seeing": 1, "wrapping": 1, "sounds": 1, "normalising": 1, "envs": 1, "texts": 1, "rendering": 1, "atari": 1, "vectors": 1, "episodes": 1, "spaces": 1, "tasks": 1, "artifact": 1, "stats": 1, "bootstrap": 1, "noninferiority": 1,
+    "policies": 1, "packing": 1, "senses": 1, "filters": 1, "images": 1, "seeing": 1, "wrapping": 1, "sounds": 1, "normalising": 1, "envs": 1, "texts": 1, "rendering": 1, "atari": 1, "vectors": 1, "episodes": 1, "repeats": 1, "spaces": 1, "tasks": 1, "artifact": 1, "stats": 1, "bootstrap": 1, "noninferiority": 1,
     "teachers": 2, "students": 2, "acting": 2, "objectives": 2, "weights": 2,
     "states": 3, "advantages": 3, "heads": 3, "columns": 3, "dataset": 3, "storage": 3, "recordings": 3, "loading": 3,
     "learn": 4, "refit": 4, "evaluation": 4, "taskwise": 4, "robustness": 4, "fidelity": 4, "perturbations": 4, "physics": 4, "generalisation": 4, "costs": 4, "traces": 4,

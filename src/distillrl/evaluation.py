@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import distillrl
-from distillrl import artifact, envs, stats, students, tasks, taskwise
+from distillrl import artifact, envs, repeats, stats, students, tasks, taskwise
 from distillrl.acting import acting
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
 from distillrl.envs import EnvOptions, Seeds
@@ -47,6 +47,10 @@ class Episodes:
     """Whether the first episodes all began alike, and stayed so for as long as the same was done in them."""
     same: np.ndarray | None = None
     """[episodes] steps in which the shadow would have done the same."""
+    numbers: np.ndarray | None = None
+    """[episodes] alike for episodes that are one and the same (repeats.py); None where that can't be."""
+    cut: np.ndarray | None = None
+    """[episodes] whether it was broken off by a limit of steps."""
 
 
 class Random:
@@ -127,6 +131,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     act, shadowing = acting(policy), acting(shadow) if shadow is not None else None
     obs = _tensors(vector.reset(), spec)
     alike = watched = n > 1 and _equal(obs)
+    repeated, numbers, cut = repeats.Repeats(n, obs, alike), np.zeros(episodes, np.uint64), np.zeros(episodes, dtype=bool)
     while bool((playing := index < episodes).any()):
         begin = torch.from_numpy(starts)
         if tell is not None:
@@ -140,6 +145,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         action = to_environment(played(prediction, sampled, generator), spec)
         new, reward, terminated, truncated = vector.step(action)
         obs = _tensors(new, spec)
+        repeated.step(obs, reward)
         if watched and (watched := bool((action[1:] == action[:1]).all() and not ended.any())):
             alike = watched = _equal(obs)  # what differs after equal actions is chance, such as a game's idle steps before it begins
         starts = ended & playing
@@ -149,6 +155,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         if ended.any():
             where = index[ended]
             returns[where], lengths[where], success[where] = gained[ended], taken[ended], vector.success[ended]
+            numbers[where], cut[where] = repeated.take(ended), ~terminated[ended]
             gained[ended] = taken[ended] = 0
             index = following(vector, index, ended)
         if taken.max() > ENDLESS:
@@ -157,7 +164,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         raise Failed(f"episode {int(np.flatnonzero(~np.isfinite(returns))[0])} has a return that is NaN or infinite")
     share = float(same.sum() / lengths.sum()) if shadow is not None else None
     told = success if np.isfinite(success).all() else None
-    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, told, alike, same if shadow is not None else None)
+    return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, told, alike, same if shadow is not None else None, numbers if repeated.watched else None, cut)
 
 
 def _equal(obs: Mapping[str, Tensor]) -> bool:
@@ -223,7 +230,7 @@ def verdict(
     Keys: agreement, paired (whether both played the same episodes), alike (whether all began alike and went on so while the same was done), retention and difference {value, low, high}, non_inferiority {shown, p, margin, episodes, needed,
     sentence}, probability_of_improvement (over the teacher), falls {episodes, seeds, teacher, of, more, sentence}: those
     that the student plays far worse on the same seed, notes, and for each of teacher, student and random: return
-    and return_sampled {mean, low, high, median, iqm, cvar (of the worst 5 %), worst, success, episodes, few, returns},
+    and return_sampled {mean, low, high, median, iqm, cvar (of the worst 5 %), worst, success, episodes, different (of them, where some may be the same again), few, returns},
     parameters, bytes, latency_us; null where a thing doesn't apply. ``sizes`` are the files' bytes, ``margin`` is how
     much worse than its teacher a student may be, in shares of the teacher's return above random play. Of several tasks: ``tasks``, a section
     for each, and all returns on one scale (taskwise.py).
@@ -255,12 +262,16 @@ def verdict(
         s, t, r = (measured[k].likely.returns for k in ("student", "teacher", "random"))
         against = _against(s, t, r, seed, margin, same_episodes(options, episodes), measured["teacher"].likely.alike)
         report |= {**against, "notes": said + against["notes"]}
+        own, theirs = measured["student"].likely, measured["teacher"].likely
+        circling = against["falls"] and repeats.circling(against["falls"]["episodes"], own.cut, theirs.cut, own.lengths)
+        report["notes"] += [circling] if circling else []
     elif student is not None:
         report["notes"].append("retention is null: there is no teacher to compare with")
     for name, policy in (("teacher", teacher), ("student", student), ("random", randomly)):
         report[name] = None if policy is None else _player(name, policy, measured[name], seed, sizes.get(name))
         note = stats.caution(measured[name].likely.returns, f"the {name} policy", measured[name].likely.alike) if policy is not None and name != "random" else None
-        report["notes"] += [note] if note else []
+        same = repeats.sentence(measured[name].likely.numbers, f"the {name} policy") if policy is not None and name != "random" else None
+        report["notes"] += [said for said in (note, same) if said]
         if policy is not None and name != "random" and not by_task and (short := _shortfall(policy, name, options, measured[name].likely.returns)):
             report["notes"].append(short)
     report["evaluation_steps"] = sum(e.steps for m in measured.values() for e in (m.likely, m.sampled) if e is not None)
@@ -332,6 +343,7 @@ def _returns(episodes: Episodes, seed: int) -> dict[str, Any]:
         "worst": float(x.min()),
         "success": None if won is None else _interval(stats.wilson(int(won.sum()), len(won))),
         "episodes": len(x),
+        "different": repeats.different(episodes.numbers),
         "few": len(x) < stats.FEW,
         "returns": [round(float(v), 6) for v in x],
     }

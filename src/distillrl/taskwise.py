@@ -81,7 +81,8 @@ def _part(episodes: Any, mine: np.ndarray) -> Any:
     lengths = episodes.lengths[mine]
     agreement = None if same is None else float(same.sum() / max(1, lengths.sum()))
     success = None if episodes.success is None else episodes.success[mine]
-    return replace(episodes, returns=episodes.returns[mine], lengths=lengths, steps=int(lengths.sum()), same=same, agreement=agreement, success=success)
+    numbers, cut = (None if x is None else x[mine] for x in (episodes.numbers, episodes.cut))
+    return replace(episodes, numbers=numbers, cut=cut, returns=episodes.returns[mine], lengths=lengths, steps=int(lengths.sum()), same=same, agreement=agreement, success=success)
 
 
 def _section(spec: Spec, k: int, players: Mapping[str, Any], seed: int, figures: Callable[[Any, int], dict[str, Any]]) -> dict[str, Any]:
