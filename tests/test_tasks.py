@@ -243,12 +243,60 @@ def test_what_is_seen_is_changed_and_which_task_is_not(see):
     assert student.act(obs, student.init(3), torch.ones(3, dtype=torch.bool))[0].action.logits.shape == (3, 3)
 
 
-def test_search_and_compress_are_for_one_task(tmp_path):
+def test_search_finds_the_smallest_that_holds_every_task(tmp_path):
     from distillrl.search import search
 
-    with pytest.raises(Misconfigured, match=r"search holds one task's return .* here are 2 .Line, Line#2."):
-        search([steer(), steer(flip=True)], ALIKE, sizes=("mlp:4",), config=small(), out=tmp_path / "s")
-    assert not (tmp_path / "s").exists()
+    found = search([steer(n=2), steer(n=3, flip=True)], UNLIKE, sizes=("mlp:8", "tree:leaves=8"), config=small(env_steps=3000, select_episodes=4, verdict_episodes=8), retention=0.8, episodes=40, out=tmp_path / "s")
+    assert found.reached
+    assert all(row["task"] in {"Line", "Line#2"} for row in found.frontier if row["retention"] is not None)
+    assert min(t["retention"]["value"] for t in found.verdict["tasks"]) > 0.8
+
+
+def test_a_student_of_several_tasks_is_compressed_while_each_holds(tmp_path):
+    from distillrl.compression import compress
+
+    both = [steer(n=2), steer(n=3, flip=True)]
+    run = distillrl.distill(both, UNLIKE, config=small(student="mlp:16", until="none", env_steps=1500, select_episodes=4, verdict_episodes=8), out=tmp_path / "r")
+    made = compress(run.folder / "student.safetensors", both, list(UNLIKE), prune=0.4, quantise="int8", retention=0.7, episodes=24, config=small(env_steps=1000, select_episodes=4), out=tmp_path / "c")
+    assert made.reached
+    assert made.steps[-1]["parameters"] < 0.7 * made.steps[0]["parameters"]
+    assert made.steps[-1]["task"] in {"Line", "Line#2"}
+
+
+def test_one_task_that_is_lost_is_not_hidden_by_the_mean():
+    from distillrl.retaining import Referee
+
+    spec = spec_of(ALIKE)
+    master = teachers.load([steer(), steer(flip=True)], teachers.Options(), spec)
+    referee = Referee(EnvOptions(ALIKE, backend="gymnasium:1"), spec, master, 0, 0.5, 40)
+    wrong = referee.judge(teachers.load([steer(), steer()], teachers.Options(), spec))
+    assert wrong.held is False
+    assert wrong.task == "Line#2"
+    assert referee.judge(master).held
+
+
+def test_the_worst_start_is_looked_for_in_every_task(tmp_path):
+    config = small(student="tree:leaves=8", env_steps=6000, worst_of=30, select_episodes=8, verdict_episodes=8)
+    starts = distillrl.distill([steer(), steer(flip=True)], ALIKE, config=config, out=tmp_path / "r").verdict["starts"]
+    assert starts["starts"] >= 16
+    assert starts["worst"] > -0.5  # a share of what the teacher earns, though one task's rewards are a hundred times the other's
+
+
+def test_a_report_says_each_task_and_one_that_was_lost(tmp_path):
+    from distillrl.judging import judge
+    from distillrl.reading import read
+
+    run = distillrl.distill([steer(), steer(flip=True)], ALIKE, config=small(until="none", env_steps=700, select_episodes=4, verdict_episodes=12), out=tmp_path / "r")
+    page = distillrl.report(run.folder, measure="none").read_text()
+    assert "Task by task" in page
+    assert "Line#2" in page
+    verdict = json.loads((run.folder / "verdict.json").read_text())
+    lost = verdict["tasks"][1]
+    lost["student"]["returns"] = [2 * x for x in lost["random"]["returns"]]
+    (run.folder / "verdict.json").write_text(json.dumps(verdict))
+    said = judge(read(run.folder))
+    assert said.answer == "no"
+    assert "in Line#2 it is worse than its teacher" in said.sentences[1]
 
 
 def test_a_teacher_worse_than_random_play_gives_no_scale(tmp_path):

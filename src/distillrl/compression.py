@@ -23,7 +23,7 @@ from distillrl.distillation import distill
 from distillrl.envs import Seeds
 from distillrl.errors import DistillError, Failed, Misconfigured
 from distillrl.policies import Player
-from distillrl.retaining import Finding, Referee, refuse_several
+from distillrl.retaining import Finding, Referee
 from distillrl.runs import STUDENT, Folder
 from distillrl.settling import Setup, settle
 from distillrl.shrinking import Rung
@@ -95,7 +95,6 @@ def compress(
     settled = settled if env is not None else _as_it_was(settled, policy)
     settled = replace(settled, student=policy.family, until="none", init=None, verdict_episodes=STEP_EPISODES)
     setup = settle(settled, teacher, target)
-    refuse_several(setup.spec, "compress")
     if found := envs.differences(policy.spec, setup.spec):
         raise Misconfigured(f"the student {path} does not fit {envs.name_of(setup.options)}: " + "; ".join(found))
     folder = Folder.create(out, f"compress-{envs.name_of(setup.options)}")

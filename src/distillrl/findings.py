@@ -9,6 +9,7 @@ from distillrl import pictures
 from distillrl.judging import severe
 from distillrl.reading import Reading, look, number
 from distillrl.sections import Cell, Figure, Section, Table, plain, short, with_interval
+from distillrl.stats import FEW
 
 DIVERGENCES = {
     "agreement": ("agreement", True),
@@ -20,6 +21,23 @@ DIVERGENCES = {
     "wasserstein": ("Wasserstein-2, shares of the range", False),
 }
 """Rows of the table: key of the evidence → its name, whether it is a share."""
+
+TASK_PLAYERS = ("teacher", "student", "random")
+
+
+def tasks(run: Reading) -> Section | None:
+    """Of several tasks what each player earns in each, in its reward's own units."""
+    rows = look(run.verdict, "tasks") or []
+    if not rows:
+        return None
+    cells = []
+    for task in rows:
+        few = (number(look(task, "student", "episodes")) or FEW) < FEW
+        earned = [with_interval(task[who], few=few) for who in TASK_PLAYERS if task.get(who) is not None]
+        cells.append((Cell(str(task["name"])), *earned, with_interval(task["retention"], share=True, few=few), with_interval({"value": task["agreement"]}, share=True)))
+    columns = ("task", *(who for who in TASK_PLAYERS if rows[0].get(who) is not None), "retention", "agreement")
+    lead = "Mean returns in each task's own units, with 95 % intervals. Everywhere else on this page returns are shares of what each task's teacher earns above random play: 0 is random, 1 the teacher."
+    return Section("tasks", "Task by task", lead, tables=(Table(columns, tuple(cells)),))
 
 
 def fidelity(run: Reading) -> Section | None:

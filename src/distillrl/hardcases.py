@@ -22,6 +22,7 @@ from distillrl.envs import Seeds
 from distillrl.records import Rollout
 from distillrl.settling import Setup
 from distillrl.states import Drive, Who
+from distillrl.taskwise import numbers_of, scaled
 
 FIRST = 16
 """Starts tried at first; twice as many each time that none of them was bad."""
@@ -64,14 +65,23 @@ def _tried(setup: Setup, state: State, numbers: tuple[int, ...]) -> tuple[evalua
     """The student's episodes from these starts of the stream, those of them that are bad (the worst first), and the steps it took."""
     seeds = Seeds(setup.config.seed, "hard", numbers)
     own = evaluation.play(state.gradient.averaged, setup.options, len(numbers), seeds)
+    own = replace(own, returns=scaled(setup.spec, state.baseline, own.returns, seeds))
     margin = MARGIN * abs(state.baseline["teacher"] - state.baseline["random"])
-    low = np.flatnonzero(own.returns < state.baseline["teacher_worst"] - margin)
+    low = np.flatnonzero(own.returns < _worst_of_teacher(setup, state)[numbers_of(seeds, len(numbers), setup.spec)] - margin)
     if not len(low):
         return own, [], own.steps
     chosen = tuple(numbers[i] for i in low)
-    theirs = evaluation.play(setup.teacher, setup.options, len(chosen), replace(seeds, chosen=chosen))
-    short = theirs.returns - own.returns[low]
+    seeds = replace(seeds, chosen=chosen)
+    theirs = evaluation.play(setup.teacher, setup.options, len(chosen), seeds)
+    short = scaled(setup.spec, state.baseline, theirs.returns, seeds) - own.returns[low]
     return own, [chosen[i] for i in np.argsort(-short, kind="stable") if short[i] > margin], own.steps + theirs.steps
+
+
+def _worst_of_teacher(setup: Setup, state: State) -> np.ndarray:
+    """[K] what the teacher earned at least on the selecting seeds, in each task."""
+    returns = np.asarray(state.baseline["teacher_returns"])
+    numbers = numbers_of(Seeds(setup.config.seed, "select"), len(returns), setup.spec)
+    return np.array([returns[numbers == k].min() for k in range(max(1, len(setup.spec.tasks)))])
 
 
 def better(judged: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:

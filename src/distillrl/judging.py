@@ -53,7 +53,7 @@ def judge(run: Reading, margin: float = stats.MARGIN) -> Judgement:
         cautions += _texts(look(run.evidence, part), "notes")
     cautions += _texts(run.evidence, "notes")
     test, first = _return(run, margin, cautions)
-    against = _against(run)
+    against = _tasks_against(run, margin) + _against(run)
     fallen = _falls(run)
     if fallen is not None and fallen.sentence:
         cautions.append(f"{fallen.sentence[:-1]}; distillrl watch with --episode {fallen.episodes[0]}{_seed(run)} films the deepest fall")
@@ -109,6 +109,22 @@ def _against(run: Reading) -> list[str]:
     for curve in look(run.evidence, "robustness", "curves") or []:
         if severe(curve):
             found.append(str(curve.get("sentence") or f"It is more brittle than its teacher under {curve.get('name')}."))
+    return found
+
+
+def _tasks_against(run: Reading, margin: float) -> list[str]:
+    """Tasks of several in which the student was shown to be worse: the mean over all of them hides one."""
+    found = []
+    for task in look(run.verdict, "tasks") or []:
+        student, teacher, random = (look(task, who, "returns") or [] for who in PLAYERS)
+        try:
+            apart = bool(random) and stats.above(teacher, random)
+            test = stats.non_inferiority(student, teacher, margin, random, run.paired, bool(look(run.verdict, "alike"))) if apart else None
+        except DistillError:
+            continue  # the table shows what there is
+        if test is not None and test.p is not None and test.p > 0.95:
+            means = f"{sum(student) / len(student):.4g} against {sum(teacher) / len(teacher):.4g}".replace("-", "−")
+            found.append(f"In {task['name']} it is worse than its teacher by more than {100 * margin:g} %: {means} on average.")
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Layer:
     """A hidden layer: whose rows it is, in how many gates, of how many neurons (or channels); and which layer reads it.
 
     In the reader each neuron has ``columns`` columns side by side from ``start`` on (a channel's pixels, or its part of a kernel), beside
-    ``rest`` columns that read something else.
+    ``rest`` columns that read something else. ``heads``: so many times one behind the other, each with a 1 at its end (students/by_task.py).
     """
 
     name: str
@@ -40,6 +40,14 @@ class Layer:
     columns: int = 1
     start: int = 0
     rest: int = 0
+    heads: int = 0
+
+    def places(self) -> Tensor:
+        """[size, n]: the reader's columns that read each neuron."""
+        one = self.start + torch.arange(self.size * self.columns).reshape(self.size, self.columns)
+        if not self.heads:
+            return one
+        return torch.cat([one + k * (self.size * self.columns + self.rest + 1) for k in range(self.heads)], 1)
 
 
 def layers(policy: Network) -> list[Layer]:
@@ -60,7 +68,7 @@ def layers(policy: Network) -> list[Layer]:
         found = [*_channels(policy, first), *found]
     if not found:
         raise Misconfigured(f"compress --prune: a linear student ({policy.family}) has no neurons to take out; --sparse takes out single weights")
-    return found
+    return [replace(layer, heads=policy.heads) if layer.reader == "out" else layer for layer in found]
 
 
 def _channels(policy: Network, behind: str) -> list[Layer]:
@@ -79,7 +87,8 @@ def _channels(policy: Network, behind: str) -> list[Layer]:
     before, beside = sum(widths[: images[0]]), sum(widths) - widths[images[0]]
     found = [Layer(f"{prefix}.{name}", 1, f"{prefix}.{after}", conv.out_channels, math.prod(reader.kernel_size)) for (name, conv), (after, reader) in itertools.pairwise(convs)]
     name, last = convs[-1]
-    pixels = (int(policy.get_parameter(f"{behind}.weight").shape[1]) - beside) // last.out_channels
+    read = int(policy.get_parameter(f"{behind}.weight").shape[1])
+    pixels = ((read // policy.heads - 1 if policy.heads and behind == "out" else read) - beside) // last.out_channels
     return [*found, Layer(f"{prefix}.{name}", 1, behind, last.out_channels, pixels, before, beside)]
 
 
@@ -147,8 +156,8 @@ def _importance(layer: Layer, tensors: Mapping[str, Tensor], x: Tensor) -> Tenso
     outgoing = tensors[f"{layer.reader}.weight"].flatten(1).square().sum(0)
     if layer.gates > 1:
         outgoing = outgoing + tensors[f"{layer.name}.weight_hh"].square().sum(0)
-    own = slice(layer.start, layer.start + layer.size * layer.columns)
-    score = (x[:, own].var(0) * outgoing[own]).reshape(layer.size, layer.columns).sum(1).sqrt()
+    own = layer.places()
+    score = (x.var(0) * outgoing)[own].sum(1).sqrt()
     return score / score.norm().clamp_min(1e-12)
 
 
@@ -162,7 +171,7 @@ def _counter(policy: Network, found: list[Layer]) -> Callable[[list[int]], int]:
         for layer, size in zip(found, sizes, strict=True):
             total += size * (width + 1) if layer.gates == 1 else layer.gates * size * (width + size + 2)
             width = size * layer.columns + layer.rest
-        return total + outputs * (width + 1)
+        return total + outputs * ((policy.heads or 1) * (width + 1) + (1 if policy.heads else 0))
 
     return count
 
@@ -176,9 +185,8 @@ def _take_out(layer: Layer, keep: list[int], tensors: dict[str, Tensor], x: Tens
         tensors[f"{layer.name}.bias_hh"] = tensors[f"{layer.name}.bias_hh"] + tensors[f"{layer.name}.weight_hh"][:, gone] @ x[:, gone].mean(0)
         tensors[f"{layer.name}.weight_hh"] = tensors[f"{layer.name}.weight_hh"][:, keep].contiguous()
     whole = tensors[f"{layer.reader}.weight"]
-    columns = [layer.start + j * layer.columns + k for j in keep for k in range(layer.columns)]
-    end = layer.start + layer.size * layer.columns
-    weight, bias = _fitted(x, [*range(layer.start), *columns, *range(end, x.shape[1])], whole.flatten(1))
+    lost = set(layer.places()[gone].flatten().tolist())
+    weight, bias = _fitted(x, [c for c in range(x.shape[1]) if c not in lost], whole.flatten(1))
     tensors[f"{layer.reader}.weight"] = weight.reshape(len(whole), -1, *whole.shape[2:])
     tensors[f"{layer.reader}.bias"] = tensors[f"{layer.reader}.bias"] + bias
 

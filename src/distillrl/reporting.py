@@ -87,6 +87,7 @@ def _page(run: Reading, judgement: Judgement, trouble: tuple[str, ...]) -> dict[
     """Everything that the template names."""
     builders = (
         sections.returns,
+        findings.tasks,
         findings.fidelity,
         findings.strange,
         findings.robustness,

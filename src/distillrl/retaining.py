@@ -1,7 +1,8 @@
 """Whether a student holds a retention, shown by its interval: episodes are played until that is decided, or there are enough.
 
 Teacher and random policy are played once, and every student meets the same episodes. After 50, 100, 200, … episodes the 95 % interval
-of the retention is looked at: it is held where the lower end reaches the aim, lost where the upper end doesn't. Several
+of the retention is looked at: it is held where the lower end reaches the aim, lost where the upper end doesn't. Of several tasks the
+retention of each is looked at: all must hold it, and the worst one is told. Several
 looks make a wrong decision a little more likely than one look would (Armitage 1969); the verdict at the end has episodes of its own.
 """
 
@@ -15,37 +16,35 @@ import numpy as np
 from distillrl import evaluation, stats
 from distillrl.beginning import generator
 from distillrl.envs import EnvOptions, Seeds
-from distillrl.errors import Failed, Misconfigured
+from distillrl.errors import Failed
 from distillrl.policies import Policy
 from distillrl.records import Spec
+from distillrl.taskwise import numbers_of
 
 FIRST = 50
 """Episodes before the first look."""
 
 
-def refuse_several(spec: Spec, verb: str) -> None:
-    """Raise Misconfigured where there are several tasks: their returns are on no one scale here."""
-    if spec.tasks:
-        raise Misconfigured(f"{verb} holds one task's return against its teacher's, and here are {len(spec.tasks)} ({', '.join(t.name for t in spec.tasks)}): name one with --env; distill and evaluate take several")
-
-
 @dataclass(frozen=True)
 class Finding:
-    """What a student retains, on how many episodes; ``held`` is None where the interval has the aim inside."""
+    """What a student retains, on how many episodes; ``held`` is None where the interval has the aim inside. Of several tasks that of ``task``, the worst,
+    and ``mean`` is the mean of all tasks' retentions.
+    """
 
     retention: stats.Interval
     episodes: int
     mean: float
     held: bool | None
+    task: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         r = self.retention
-        return {"retention": {"value": r.value, "low": r.low, "high": r.high}, "episodes": self.episodes, "return": self.mean, "held": self.held}
+        return {"retention": {"value": r.value, "low": r.low, "high": r.high}, "episodes": self.episodes, "return": self.mean, "held": self.held, **({"task": self.task} if self.task else {})}
 
     def __str__(self) -> str:
         r = self.retention
-        return f"{r.value:.1%} ({r.low:.1%} to {r.high:.1%}, {self.episodes} episodes)"
+        return f"{r.value:.1%} ({r.low:.1%} to {r.high:.1%}, {self.episodes} episodes{f', worst in {self.task}' if self.task else ''})"
 
 
 class Referee:
@@ -71,12 +70,21 @@ class Referee:
     def finding(self, mine: np.ndarray) -> Finding:
         """What these returns, of the stream's first episodes, say."""
         self.teacher_until(len(mine))
-        teacher, random = (self.returns[who][: len(mine)] for who in ("teacher", "random"))
-        kept = stats.retention(mine, teacher, random, self.seed, paired=self.paired)
+        numbers = numbers_of(Seeds(self.seed, "race"), len(mine), self.spec)
+        each = [self._kept(mine, numbers == k, name) for k, name in enumerate([t.name for t in self.spec.tasks] or [""])]
+        worst = min(range(len(each)), key=lambda k: each[k].value)
+        held = True if all(k.low >= self.aim for k in each) else False if any(k.high < self.aim for k in each) else None
+        if not self.spec.tasks:
+            return Finding(each[0], len(mine), float(mine.mean()), held)
+        return Finding(each[worst], len(mine), float(np.mean([k.value for k in each])), held, self.spec.tasks[worst].name)
+
+    def _kept(self, mine: np.ndarray, those: np.ndarray, task: str) -> stats.Interval:
+        """Of the episodes of one task."""
+        teacher, random = (self.returns[who][: len(mine)][those] for who in ("teacher", "random"))
+        kept = stats.retention(mine[those], teacher, random, self.seed, paired=self.paired)
         if kept is None:
-            raise Failed("teacher and random policy can't be told apart here, so there is no retention to hold: is this the teacher's environment?")
-        held = True if kept.low >= self.aim else False if kept.high < self.aim else None
-        return Finding(kept, len(mine), float(mine.mean()), held)
+            raise Failed(f"teacher and random policy can't be told apart {f'in {task}' if task else 'here'}, so there is no retention to hold: is this the teacher's environment?")
+        return kept
 
     def teacher_until(self, episodes: int) -> None:
         """Have teacher and random policy play at least so many episodes."""

@@ -30,7 +30,7 @@ from distillrl.limits import SIZES, Limits, cost, fitting
 from distillrl.policies import Player
 from distillrl.racing import Entry, Race
 from distillrl.records import Progress, Rollout
-from distillrl.retaining import Finding, Referee, refuse_several
+from distillrl.retaining import Finding, Referee
 from distillrl.runs import Folder
 from distillrl.selecting import spent_budget
 from distillrl.settling import Setup, settle
@@ -98,7 +98,6 @@ def _nothing(metrics: Mapping[str, Any]) -> None:
 
 
 def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, episodes: int, out: str | Path | None, resumed: Folder | None, show: Show) -> Found:
-    refuse_several(setup.spec, "search")
     if len(setup.config.phase) > 1:
         raise Misconfigured(f"search trains by one phase, but the method {setup.config.method} has {len(setup.config.phase)}: dagger and on-policy have one")
     state = begin(setup)
@@ -212,7 +211,7 @@ def _look(race: Race, last: bool) -> None:
     """Let all of them play the same episodes side by side, and see who goes on."""
     setup, referee = race.setup, race.referee
     racers = race.cohort.settled()
-    count = racing.episodes_of(len(racers))
+    count = racing.episodes_of(len(racers)) * max(1, len(setup.spec.tasks))
     played = evaluation.play(race.cohort, setup.options, count * len(racers), Seeds(setup.config.seed, "race", share=len(racers)), tell=race.cohort.own)
     returns = played.returns.reshape(count, len(racers)).T
     race.state.evaluation_steps += played.steps

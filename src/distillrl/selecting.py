@@ -17,7 +17,7 @@ from distillrl.envs import Seeds
 from distillrl.records import Progress
 from distillrl.refit import Refit
 from distillrl.settling import Setup
-from distillrl.taskwise import Scale, means, numbers_of, scale_of
+from distillrl.taskwise import means, numbers_of, scale_of, scaled
 
 FREE_EVALUATIONS = 4
 """Evaluations before their steps are held to a fifth of all: a run of a few thousand steps needs them all the same."""
@@ -94,7 +94,7 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
     student = state.gradient.averaged
     shadow = setup.judge if goal is not None and goal[0] == "agreement" else None
     played = evaluation.play(student, setup.options, config.select_episodes, seeds, shadow=shadow)
-    returns = scaled(setup, state, played.returns, seeds)
+    returns = scaled(setup.spec, state.baseline, played.returns, seeds)
     mean = float(returns.mean())
     state.evaluations += 1
     state.evaluation_steps += played.steps
@@ -126,18 +126,11 @@ def _take_best(setup: Setup, state: State, learner: Refit, seeds: Seeds) -> None
     while len(left) > 1:
         played = [evaluation.play(s, setup.options, episodes, seeds) for s in left]
         state.evaluation_steps += sum(p.steps for p in played)
-        order = np.argsort([-float(scaled(setup, state, p.returns, seeds).mean()) for p in played], kind="stable")
+        order = np.argsort([-float(scaled(setup.spec, state.baseline, p.returns, seeds).mean()) for p in played], kind="stable")
         done = episodes >= setup.config.select_episodes
         left = [left[i] for i in order[: 1 if done else (len(left) + 1) // 2]]
         episodes = min(2 * episodes, setup.config.select_episodes)
     learner.take(left[0])
-
-
-def scaled(setup: Setup, state: State, returns: np.ndarray, seeds: Seeds) -> np.ndarray:
-    """Returns of these episodes; of several tasks as shares of what each one's teacher earns above random play, where that is known."""
-    if "scale" not in state.baseline:
-        return returns
-    return Scale(*state.baseline["scale"]).shares(returns, numbers_of(seeds, len(returns), setup.spec))
 
 
 def _on_one_scale(setup: Setup, state: State, random: Any, teacher: Any) -> tuple[Any, Any]:
@@ -148,7 +141,7 @@ def _on_one_scale(setup: Setup, state: State, random: Any, teacher: Any) -> tupl
     scale = scale_of(random.returns, teacher.returns, numbers_of(seeds, len(random.returns), setup.spec))
     if scale is not None:
         state.baseline |= {"scale": [list(scale.random), list(scale.teacher)], "random": 0.0}
-    one, other = (replace(e, returns=scaled(setup, state, e.returns, seeds)) for e in (random, teacher))
+    one, other = (replace(e, returns=scaled(setup.spec, state.baseline, e.returns, seeds)) for e in (random, teacher))
     return one, other
 
 
@@ -190,12 +183,12 @@ def _confirmed(setup: Setup, state: State, student: Any, returns: np.ndarray) ->
     seeds = Seeds(setup.config.seed, "select", further)
     more = evaluation.play(student, setup.options, len(further), seeds)
     state.evaluation_steps += more.steps
-    returns = np.concatenate([returns, scaled(setup, state, more.returns, seeds)])
+    returns = np.concatenate([returns, scaled(setup.spec, state.baseline, more.returns, seeds)])
     if setup.judge is None:
         return returns
     tasks = _tasks(setup, len(returns))
     if "teacher_further" not in state.baseline:
-        state.baseline["teacher_further"] = means(scaled(setup, state, evaluation.play(setup.judge, setup.options, len(further), seeds).returns, seeds), tasks[count:])
+        state.baseline["teacher_further"] = means(scaled(setup.spec, state.baseline, evaluation.play(setup.judge, setup.options, len(further), seeds).returns, seeds), tasks[count:])
     first = means(np.asarray(state.baseline["teacher_returns"]), tasks[:count])
     kinder = (np.array(state.baseline["teacher_further"]) - np.array(first)) * (CONFIRMED - 1) / CONFIRMED
     return np.asarray(returns - kinder[tasks])

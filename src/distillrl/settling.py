@@ -138,10 +138,8 @@ def _shared_out(config: Config, spec: Spec) -> Config:
     """Of several tasks each gets as many slots and episodes."""
     if not spec.tasks:
         return config
-    if config.worst_of:
-        raise Misconfigured(f"worst_of = {config.worst_of}: bad starts are looked for in one task; with {len(spec.tasks)} of them leave it out")
     slots, select, verdict = (tasks.even(n, len(spec.tasks)) for n in (config.slots, config.select_episodes, config.verdict_episodes))
-    return replace(config, worst_of=0, slots=slots, select_episodes=select, verdict_episodes=verdict)
+    return replace(config, slots=slots, select_episodes=select, verdict_episodes=verdict)
 
 
 def _settle_recorded(config: Config, source: Any, env: Any, student: Any) -> Setup:

@@ -10,7 +10,7 @@ import click
 
 from distillrl import config as configuration
 from distillrl.errors import Misconfigured
-from distillrl.options import CONTEXT, ENV_OPTIONS, TEACHER_OPTIONS, env_kwargs_of, with_options
+from distillrl.options import CONTEXT, ENV_OPTIONS, SEVERAL_OPTIONS, TEACHER_OPTIONS, env_kwargs_of, names_of, one_or_several, with_options
 
 if TYPE_CHECKING:
     from distillrl.compression import Compression
@@ -96,7 +96,8 @@ _STEP_OPTIONS = [
 
 @click.command(context_settings=CONTEXT)
 @click.argument("student")
-@click.option("--teacher", required=True, help="The teacher's file.")
+@click.option("--teacher", help="The teacher's file.")
+@with_options(SEVERAL_OPTIONS)
 @click.option("--prune", type=float, default=0.0, help="Take out this share of the parameters, as whole neurons and channels (of a tree: leaves), step by step.")
 @click.option("--sparse", is_flag=True, help="Take out single weights instead.")
 @click.option("--quantise", help="int8, int4, int3, int2, fp16 or bf16.")
@@ -105,7 +106,7 @@ _STEP_OPTIONS = [
 @with_options(ENV_OPTIONS)
 @with_options(TEACHER_OPTIONS)
 @with_options(_STEP_OPTIONS)
-def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: str | None, retention: float, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
+def compress(student: str, teacher: str | None, teachers: str | None, combine: str | None, dispatch: str | None, prune: float, sparse: bool, quantise: str | None, retention: float, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
     """Make STUDENT, a run's student.safetensors, smaller while it holds: prune, distil anew, quantise, re-measure. Budgets are a step's.
 
     \b
@@ -118,13 +119,15 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
     from distillrl.compression import sentences
 
     env = flags.pop("env")
-    settled = configuration.with_changes(configuration.Config(env_steps=60_000), {"format": format_, **flags})
+    one_or_several("--teacher", teacher, teachers, combine, dispatch)
+    settled = configuration.with_changes(configuration.Config(env_steps=60_000), {"format": format_, **flags, **_several(teachers, combine, dispatch)})
     made = _shown(quiet, lambda show: work(student, teacher, env, prune=prune, sparse=sparse, quantise=quantise, retention=retention, episodes=episodes, out=out, config=settled, show=show))
     return _told(made, sentences(made))
 
 
 @click.command(context_settings=CONTEXT)
 @click.argument("teacher", required=False)
+@with_options(SEVERAL_OPTIONS)
 @click.option("--resume", metavar="FOLDER", help="Go on with a search that was stopped, as it was asked for.")
 @click.option("--retention", type=float, default=0.99, show_default=True, help="What the lower end of the interval must reach.")
 @click.option("--sizes", help="Students in distill's words, such as 'mlp:8, mlp:16x16, tree:leaves=16'.  [default: twelve MLPs up to 64x64]")
@@ -137,7 +140,7 @@ def compress(student: str, teacher: str, prune: float, sparse: bool, quantise: s
 @with_options(TEACHER_OPTIONS)
 @with_options(_STEP_OPTIONS)
 @click.option("--see", help="What the students see, as in distill.")
-def search(teacher: str | None, resume: str | None, retention: float, sizes: str | None, max_parameters: int | None, max_bytes: str | None, max_latency: str | None, latency_of: str, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
+def search(teacher: str | None, teachers: str | None, combine: str | None, dispatch: str | None, resume: str | None, retention: float, sizes: str | None, max_parameters: int | None, max_bytes: str | None, max_latency: str | None, latency_of: str, episodes: int, out: str | None, quiet: bool, format_: str | None, **flags: Any) -> int:
     """Find the smallest student of TEACHER that holds its return: all sizes learn at once, and race.
 
     \b
@@ -152,14 +155,20 @@ def search(teacher: str | None, resume: str | None, retention: float, sizes: str
 
     if resume is not None:
         found = _shown(quiet, lambda show: work(teacher, flags["env"], resume=resume, show=show))
-    elif teacher is None:
+    elif teacher is None and teachers is None:
         raise Misconfigured("search: name the teacher's file, or --resume FOLDER of a search that was stopped")
     else:
+        one_or_several("TEACHER", teacher, teachers, combine, dispatch)
         within = limits.Limits(max_parameters, limits.size(max_bytes) if max_bytes is not None else None, limits.duration(max_latency) if max_latency is not None else None, latency_of)
-        settled = configuration.with_changes(configuration.Config(env_steps=150_000), {"format": format_, **{k: v for k, v in flags.items() if k != "env"}})
+        settled = configuration.with_changes(configuration.Config(env_steps=150_000), {"format": format_, **{k: v for k, v in flags.items() if k != "env"}, **_several(teachers, combine, dispatch)})
         wished = limits.words(sizes) if sizes is not None else None
         found = _shown(quiet, lambda show: work(teacher, flags["env"], retention=retention, sizes=wished, limits=within, episodes=episodes, out=out, config=settled, show=show))
     return _told(found, [f"frontier: {found.folder / 'frontier.json'}", *sentences(found)])
+
+
+def _several(teachers: str | None, combine: str | None, dispatch: str | None) -> dict[str, Any]:
+    """Several teachers as the configuration has them."""
+    return {"teachers": names_of(teachers), "combine": combine, "dispatch": dispatch}
 
 
 def _shown(quiet: bool, work: Callable[[Display], T]) -> T:

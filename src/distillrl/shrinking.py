@@ -148,7 +148,7 @@ def _whole(base: Network, bits: int, seen: Mapping[str, torch.Tensor]) -> tuple[
         return header, tensors, True
     ready = students.build(header, tensors, learning=True)
     ready = students.build(ready.header(), ready.artifact_tensors())
-    if rounded and all(isinstance(m, torch.nn.Linear) or not list(m.parameters()) for _, m in base.body.named_children()):
+    if rounded and not base.heads and all(isinstance(m, torch.nn.Linear) or not list(m.parameters()) for _, m in base.body.named_children()):
         calibration.correct_biases(ready, base, dict(seen))
     return ready.header(), ready.artifact_tensors(), False
 

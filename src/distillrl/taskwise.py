@@ -45,6 +45,13 @@ def scale_of(random: Returns, teacher: Returns, numbers: np.ndarray) -> Scale | 
     return Scale(tuple(means(random, numbers)), tuple(means(teacher, numbers)))
 
 
+def scaled(spec: Spec, baseline: Mapping[str, Any], returns: Returns, seeds: Seeds) -> Returns:
+    """Returns of a stream's first episodes; of several tasks as shares of what each one's teacher earns above random play, where ``baseline`` has that ``scale``."""
+    if "scale" not in baseline:
+        return returns
+    return Scale(*baseline["scale"]).shares(returns, numbers_of(seeds, len(returns), spec))
+
+
 def means(returns: Returns, numbers: np.ndarray) -> list[float]:
     """[K]"""
     return [float(returns[numbers == k].mean()) for k in range(int(numbers.max()) + 1)]

@@ -17,9 +17,9 @@ from distillrl.students.networks import Network
 
 
 def alike(networks: Sequence[Any]) -> bool:
-    """Whether these can be stacked: MLPs without memory or heads for learning, of one activation."""
+    """Whether these can be stacked: MLPs without memory, heads for learning or for tasks, of one activation."""
     kinds = {type(m) for n in networks if isinstance(n, Network) for m in n.body if not isinstance(m, nn.Linear)}
-    plain = all(isinstance(n, Network) and n.family.startswith("mlp:") and not n.init(1) and not len(n.training_heads) and n.compact is None for n in networks)
+    plain = all(isinstance(n, Network) and n.family.startswith("mlp:") and not n.init(1) and not len(n.training_heads) and not n.heads and n.compact is None for n in networks)
     return plain and len(kinds) <= 1 and all(isinstance(m, nn.Linear) or type(m) in kinds for n in networks for m in n.body)
 
 
