@@ -11,13 +11,14 @@ from torch import nn
 pytest.importorskip("ale_py")
 
 from distillrl import atari, config, envs, students, teachers
-from distillrl.actions import Categorical
+from distillrl.actions import Categorical, Deterministic
 from distillrl.beginning import begin
 from distillrl.config import Config
 from distillrl.distillation import distill
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import DistillError
-from distillrl.evaluation import evaluate, play
+from distillrl.evaluation import Random, evaluate, play
+from distillrl.evidence import paired_returns
 from distillrl.policies import ACTION
 from distillrl.records import ActionSpace, Group, Prediction, Spec
 from distillrl.settling import settle
@@ -86,13 +87,25 @@ def test_slots_play_their_episodes_and_rest():
 def test_rewards_are_clipped_in_training_alone(backend):
     options = EnvOptions("ALE/Phoenix-v5", {"noop_max": 0}, backend)
     found = {}
-    for stream in ("train", "select"):
-        vector = envs.make(options, 2, Seeds(0, stream))
+    for name, episodes in (("train", None), ("select", None), ("train", 2)):
+        vector = envs.make(options, 2, Seeds(0, name), episodes)
         vector.reset()
-        found[stream] = np.concatenate([vector.step(a)[1] for a in actions(150, 2) % 8])
+        found[name, episodes] = np.concatenate([vector.step(a)[1] for a in actions(150, 2) % 8])
         vector.close()
-    assert set(np.unique(found["train"])) == {0.0, 1.0}
-    assert found["select"].max() > 1
+    assert set(np.unique(found["train", None])) == {0.0, 1.0}
+    assert found["select", None].max() > 1
+    assert found["train", 2].max() > 1, "seeds of training that are played for their score"
+
+
+def test_further_returns_of_a_game_are_played_in_one_go():
+    class Still(Random):
+        def act(self, obs, memory, starts, wants=frozenset()):
+            return Prediction(Deterministic(torch.zeros(len(obs["obs"]), dtype=torch.long))), memory
+
+    options = EnvOptions("ALE/Pong-v5", {}, "ale", max_episode_steps=20)
+    vector = envs.make(options, 1, Seeds(0, "dry"))
+    assert paired_returns(Still(vector.spec, torch.Generator()), options, 3, Seeds(0, "verdict")) == [0.0] * 3
+    vector.close()
 
 
 def test_single_games_see_almost_what_the_vector_sees_and_give_their_memory():

@@ -165,6 +165,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path):
     assert a == b
     with pytest.raises(Misconfigured, match="has ended"):
         distillrl.distill(steer("discrete"), lambda: Corridor(), resume=tmp_path / "b")
+    assert len((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()) == len(a), "what was measured of a run that has ended stays"
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +313,12 @@ def test_wrong_configurations_are_sentences(data, words):
 def test_wrong_choices_fail_before_round_0(tmp_path, changes, words):
     with pytest.raises(Misconfigured, match=words):
         run(tmp_path, **changes)
+
+
+def test_phases_that_are_over_before_an_evaluation_was_worth_its_steps_end_with_one(tmp_path):
+    result = run(tmp_path, phase=(Phase(terms={"forward_kl": 1}, steps=4, first=4, rounds=1),))
+    assert result.verdict["ended_by"] == "phases"
+    assert result.verdict["env_steps"] == 32, "fewer than a third of what the teacher's evaluation takes"
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):

@@ -594,6 +594,10 @@ def test_falls_are_named_with_the_deepest_first():
     assert stats.falls(np.zeros(9), np.zeros(9), np.zeros(9)).episodes == ()
 
 
+def test_falls_in_over_a_thousand_episodes_are_counted_too():
+    assert stats.falls(np.zeros(1100), np.ones(1100), np.zeros(1100)).more
+
+
 def test_an_evaluation_names_the_seeds_of_its_falls():
     sometimes = Player(linear(Sides, [[0.0] * SENSORS] * 2, [0.0, 1.0]))  # plays 1: about half right, and so far behind
     report = evaluation.evaluate(sometimes, Sides, Player(sides()), episodes=25)

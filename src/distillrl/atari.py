@@ -66,9 +66,9 @@ def settings(options: EnvOptions) -> dict[str, Any]:
     return found
 
 
-def training(seeds: Seeds) -> bool:
-    """Whether these episodes are learnt from."""
-    return seeds.stream in {"train", "hard"}
+def training(seeds: Seeds, episodes: int | None) -> bool:
+    """Whether these episodes are learnt from; where so many are played to their end (``episodes``), it is their score that is wanted."""
+    return episodes is None and seeds.stream in {"train", "hard"}
 
 
 class Atari:
@@ -86,9 +86,9 @@ class Atari:
         self.n, self.seeds = n, seeds
         self.queue = None if episodes is None else Queue(n, 1, episodes)
         self.success = np.full(n, np.nan)
-        given |= {"repeat_action_probability": given.pop("sticky"), "episodic_life": given["episodic_life"] and training(seeds)}
+        given |= {"repeat_action_probability": given.pop("sticky"), "episodic_life": given["episodic_life"] and training(seeds, episodes)}
         self.vector = AtariVectorEnv(
-            rom, n, stack_num=1, reward_clipping=training(seeds), max_num_frames_per_episode=frames, num_threads=min(n, os.cpu_count() or 1), **given
+            rom, n, stack_num=1, reward_clipping=training(seeds, episodes), max_num_frames_per_episode=frames, num_threads=min(n, os.cpu_count() or 1), **given
         )
         space: Any = self.vector.single_observation_space
         self.spec = spec_of(_without_stack(space), self.vector.single_action_space)

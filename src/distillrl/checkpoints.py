@@ -7,7 +7,7 @@ from typing import Any
 
 from distillrl import storage, students
 from distillrl.beginning import State, asks_teacher, begin, enter_phase, example_batch, label_words
-from distillrl.errors import DistillError, Misconfigured
+from distillrl.errors import DistillError
 from distillrl.records import Prediction, Progress
 from distillrl.runs import Folder
 from distillrl.settling import Setup
@@ -41,10 +41,8 @@ def save(state: State, folder: Folder) -> None:
 
 
 def resume(setup: Setup, folder: Folder) -> State:
-    """The state of the last checkpoint, or of the beginning where there is none; raises Misconfigured for a run that has ended."""
+    """The state of the last checkpoint, or of the beginning where there is none."""
     saved = folder.read_checkpoint()
-    if (folder.read_verdict()) is not None:
-        raise Misconfigured(f"{folder.path} has ended: its verdict is in {folder.path / 'verdict.json'}")
     state = start(setup, folder)
     if saved is None:
         return state

@@ -32,7 +32,7 @@ from distillrl import config as configuration
 from distillrl.beginning import State, asks_teacher, enter_phase
 from distillrl.config import Config
 from distillrl.dataset import Dataset
-from distillrl.errors import DistillError
+from distillrl.errors import DistillError, Misconfigured
 from distillrl.policies import Player, acting_parameters
 from distillrl.runs import Folder
 from distillrl.selecting import evaluate_student, evaluation_due, settled, spent_budget, spent_share
@@ -80,6 +80,8 @@ def distill(
     """
     if resume is not None:
         folder = Folder.open(resume)
+        if folder.read_verdict() is not None:
+            raise Misconfigured(f"{folder.path} has ended: its verdict is in {folder.path / 'verdict.json'}")
         settled = folder.read_config()
     else:
         word = student if student is None or isinstance(student, str) else students.given.name_of(student)
@@ -198,7 +200,7 @@ def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
     ends = labelled or _phase_over(config, phase, state, known)
     over = over or ("phases" if ends and last else "")
     if over or evaluation_due(state):
-        known |= (measured := evaluate_student(setup, state))
+        known |= (measured := evaluate_student(setup, state, bool(over)))
         metrics.update(measured)
         ends = ends or _phase_over(config, phase, state, known)
     state.ended = "aim" if settled(config, state) and not before and (last or "aim" not in configuration.bounds(phase.until)) else over or ("phases" if ends and last else "")

@@ -43,7 +43,7 @@ def make(options: EnvOptions, n: int, seeds: Seeds, episodes: int | None = None)
         return EnvPool(options, n, seeds)
     if _by_ale(options):
         return atari.Atari(options, n, seeds, episodes)
-    maker = _maker(options, atari.training(seeds))
+    maker = _maker(options, atari.training(seeds, episodes))
     if options.words:
         maker = texts.reading(maker, options.words)
     probe, _ = _probe(maker, options)

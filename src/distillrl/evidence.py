@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from distillrl.policies import Policy
 from distillrl.reading import EVIDENCE, Reading, look, number, read
 from distillrl.runs import CONFIG, STUDENT
 from distillrl.settling import settle
-from distillrl.traces import can_rerun
 
 QUICK_SECONDS = 5.0
 """Of the processor's time, after which a quick measurement begins nothing new."""
@@ -113,29 +112,17 @@ def from_scratch(run_folder: str | Path, times: float, *, teacher: Any = None, e
     artifact.write_bytes(run.path / EVIDENCE, json.dumps({"student": run.digest, **run.evidence, "scratch": found}).encode())
 
 
-@dataclass(frozen=True)
-class _From:
-    """A stream's seeds from episode ``first`` on."""
-
-    seeds: Seeds
-    first: int
-
-    def __call__(self, index: int) -> int:
-        return self.seeds(self.first + index)
-
-
 def paired_returns(policy: Policy, options: EnvOptions, episodes: int, seeds: Seeds) -> list[float]:
     """Each episode's return, number i on ``seeds(i)`` for whoever plays.
 
     Where only a vector's first episodes have seeds of their own (EnvPool's), it is made anew for every slotful.
     """
-    if can_rerun(options):
+    if evaluation.same_episodes(options, episodes):
         return [float(x) for x in evaluation.play(policy, options, episodes, seeds).returns.round(6)]
     returns: list[float] = []
     while len(returns) < episodes:
         many = min(envs.slots_of(options, evaluation.MAX_SLOTS), episodes - len(returns))
-        later: Any = _From(seeds, len(returns))  # a callable of the episode's number is all that is asked of seeds
-        returns += [float(x) for x in evaluation.play(policy, options, many, later).returns.round(6)]
+        returns += [float(x) for x in evaluation.play(policy, options, many, replace(seeds, first=seeds.first + len(returns))).returns.round(6)]
     return returns
 
 

@@ -93,7 +93,7 @@ class Falls:
     def more(self) -> bool:
         """Whether the student falls more often than chance would have it: a sign test at 5 % against the teacher's falls."""
         both_ways = len(self.episodes) + self.theirs
-        return sum(math.comb(both_ways, k) for k in range(len(self.episodes), both_ways + 1)) < 0.05 * 2**both_ways
+        return sum(math.comb(both_ways, k) for k in range(len(self.episodes), both_ways + 1)) * 20 < 2**both_ways
 
     @property
     def sentence(self) -> str | None:

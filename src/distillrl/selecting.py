@@ -67,8 +67,8 @@ def evaluation_due(state: State) -> bool:
     return affordable and state.progress.env_steps >= state.next_evaluation
 
 
-def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
-    """Play the selecting seeds; keep the student if it is the best so far; see whether the aim is reached."""
+def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any]:
+    """Play the selecting seeds; keep the student if it is the best so far; see whether the aim is reached. ``at_last``: no other round follows."""
     if not setup.plays:
         return {}
     config, seeds = setup.config, Seeds(setup.config.seed, "select")
@@ -85,7 +85,7 @@ def evaluate_student(setup: Setup, state: State) -> dict[str, Any]:
         state.baseline["teacher_returns"] = teacher.returns.tolist()
         apart = stats.above(teacher.returns, foot.returns) and ("scale" in state.baseline or not setup.spec.tasks)
         state.baseline["apart"], state.baseline["worse"] = float(apart), float(stats.above(foot.returns, teacher.returns))
-        if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not spent_budget(config, state):
+        if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not at_last:
             state.next_evaluation = teacher.steps // 3  # an evaluation costs about as much as this one: learn for a while first
             state.evaluation_seconds += time.perf_counter() - began
             return {}
