@@ -336,7 +336,7 @@ def test_plays_the_same_on_a_cortex_m4(case, to, n, tmp_path):
     obs = observations(policy.spec, n, 11)["obs"]
     found = on_cortex_m4(policy, files, obs.numpy(), tmp_path, ["-O2"])
     if to == "c-int8":  # the same numbers as on this machine: all sums are whole
-        other, memory = exporting.opened(files, policy), {}
+        other, memory = exporting.opened(files), {}
         expected = other.act({"obs": obs}, memory, None)[0].action.mode.numpy()
         assert (found == expected).mean() > 0.999
         return

@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from export_cases import CASES, generator
+from test_export_targets import need_runtime
 
-from distillrl import exporting, parity, students
+from distillrl import exporting, loading, parity, stats, students
 from distillrl.actions import Categorical, Deterministic
 from distillrl.envs import EnvOptions
 from distillrl.errors import Misconfigured
@@ -208,3 +210,71 @@ def test_another_environment_is_refused_in_a_sentence(tmp_path):
         parity.check(exported, policy, "Acrobot-v1", states=10, episodes=0)
     with pytest.raises(Misconfigured, match="the policy does not fit Acrobot-v1"):
         exporting.export(policy, "c-int8", tmp_path, env="Acrobot-v1")
+
+
+def test_a_wrong_action_of_a_box_is_told_where_the_return_says_nothing(tmp_path):
+    """A tenth of a newton changes no return that some episodes could show."""
+    from distillrl import envs
+
+    vector = envs.make(EnvOptions("Pendulum-v1"), 1, envs.Seeds(0, "dry"))
+    policy = students.make("mlp:16", vector.spec, generator())
+    vector.close()
+    exported = exporting.export(policy, "python", tmp_path)
+    assert parity.check(exported, policy, "Pendulum-v1", states=100, episodes=0).same
+    text = exported.files[0].read_text()
+    exported.files[0].write_text(text.replace("    return np.clip(raw", "    return 0.001 + np.clip(raw"))
+    assert exported.files[0].read_text() != text
+    found = parity.check(exported, policy, "Pendulum-v1", states=100, episodes=0)
+    assert found.action_error == pytest.approx(0.001, rel=1e-2)
+    assert not found.same
+    assert found.sentences()[-1] == "the export is NOT the policy: its actions differ"
+
+
+def test_a_return_is_the_same_that_lies_in_the_policys_interval():
+    def checked(to: str, value: float, low: float, high: float) -> parity.Check:
+        exported, policy = stats.Interval(100 + value, 90.0, 110.0), stats.Interval(100.0, 95.0, 105.0)
+        return parity.Check(to, 100, 1.0, 0, 0.0, None, exported, policy, stats.Interval(value, low, high))
+
+    assert checked("c-int8", 0.4, 0.1, 0.9).same  # all its episodes were a little better: that is no fault
+    assert checked("python", -7.0, -20.0, 2.0).same
+    assert not checked("c-int8", -7.0, -9.0, -5.0).same
+
+
+def turned(files: Path) -> tuple[object, object]:
+    """A file of SB3's whose images have the channels first, and an environment that gives them last, as all do."""
+    import gymnasium
+
+    policy = loading.load(files / "sb3" / "ppo_cnn" / "model.zip").policy
+    (channels, height, width) = policy.spec.observations["obs"].shape
+
+    class Noise(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (height, width, channels), np.uint8)
+        action_space = gymnasium.spaces.Discrete(policy.spec.action.n)
+
+        def reset(self, seed=None, options=None):
+            super().reset(seed=seed)
+            self.left = 8
+            return self.step(0)[0], {}
+
+        def step(self, action):
+            self.left -= 1
+            return self.np_random.integers(0, 256, (height, width, channels), np.uint8), float(action), self.left <= 0, False, {}
+
+    return policy, Noise
+
+
+@pytest.mark.parametrize("to", ["python", "onnx"])
+def test_images_come_in_as_the_environment_gives_them(to, tmp_path):
+    need_runtime(to)
+    policy, env = turned(Path(__file__).parent / "data")
+    exported = exporting.export(policy, to, tmp_path, env=env)
+    found = parity.check(exported, policy, env, states=30, episodes=2)
+    assert found.same
+    assert exporting.opened(exported).spec.observations["obs"].shape == env.observation_space.shape
+
+
+def test_what_was_exported_without_its_environment_is_not_checked_in_it(tmp_path):
+    policy, env = turned(Path(__file__).parent / "data")
+    exported = exporting.export(policy, "python", tmp_path)
+    with pytest.raises(Misconfigured, match=r"exported without its environment.*observation 'obs'"):
+        parity.check(exported, policy, env, states=30, episodes=0)

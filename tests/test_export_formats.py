@@ -31,7 +31,7 @@ def policy(name: str) -> object:
 def test_every_format_goes_to_code(name, to, tmp_path):
     need_runtime(to)
     teacher = policy(name)
-    other = exporting.opened(exporting.export(teacher, to, tmp_path), teacher)
+    other = exporting.opened(exporting.export(teacher, to, tmp_path))
     raw_error, action_error, size = differences(teacher, other, 16, 3)
     assert raw_error <= 1e-5 * max(1.0, size)
     assert action_error <= 2e-5

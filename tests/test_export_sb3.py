@@ -51,7 +51,7 @@ def test_the_exported_file_chooses_what_sb3_chose(name, to, tmp_path):
         pytest.skip("frames are recorded one by one")
     obs, expected = found
     player = loading.load(FIXTURES / name / "model.zip")
-    other = exporting.opened(exporting.export(player, to, tmp_path), player)
+    other = exporting.opened(exporting.export(player, to, tmp_path))
     groups, _, n = as_groups(as_the_policy_sees(obs, player.spec), player.spec)
     with torch.inference_mode():
         prediction, _ = other.act(groups, other.init(n), torch.ones(n, dtype=torch.bool))
@@ -65,7 +65,7 @@ def test_memory_is_inside(name, tmp_path):
         arrays = dict(file)
     groups = {k.partition(".")[2]: v for k, v in arrays.items() if k == "obs" or k.startswith("obs.")}
     player = loading.load(FIXTURES / name / "model.zip")
-    other = exporting.opened(exporting.export(player, "python", tmp_path), player)
+    other = exporting.opened(exporting.export(player, "python", tmp_path))
     memory = other.init(arrays["starts"].shape[1])
     for t, starts in enumerate(arrays["starts"]):
         now = {k: v[t] for k, v in groups.items()}
@@ -80,7 +80,7 @@ def test_memory_is_inside(name, tmp_path):
 def test_a_scikit_learn_tree_chooses_the_same_at_its_very_thresholds(name, to, tmp_path):
     need_runtime(to)
     policy = loading.load(Path(__file__).parent / "data" / "formats" / name / "model.skops").policy
-    other = exporting.opened(exporting.export(policy, to, tmp_path), policy)
+    other = exporting.opened(exporting.export(policy, to, tmp_path))
     part = next(m for m in policy.modules() if isinstance(m, Trees))
     at = part.threshold0.float()
     obs = torch.cat([v.unsqueeze(-1).repeat(1, policy.spec.observations["obs"].shape[0]) for v in (at, torch.nextafter(at, at + 1), torch.nextafter(at, at - 1))])
@@ -92,6 +92,6 @@ def test_a_scikit_learn_tree_chooses_the_same_at_its_very_thresholds(name, to, t
 def test_a_forest_of_probabilities_goes_everywhere(to, tmp_path):
     need_runtime(to)
     policy = loading.load(Path(__file__).parent / "data" / "formats" / "sklearn_forest" / "model.skops").policy
-    raw_error, action_error, _ = differences(policy, exporting.opened(exporting.export(policy, to, tmp_path), policy))
+    raw_error, action_error, _ = differences(policy, exporting.opened(exporting.export(policy, to, tmp_path)))
     assert raw_error < 1e-5
     assert action_error == 0

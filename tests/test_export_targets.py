@@ -37,7 +37,7 @@ def need_runtime(to: str) -> None:
 def test_says_the_same(case, to, tmp_path):
     need_runtime(to)
     policy = CASES[case]()
-    other = exporting.opened(exporting.export(policy, to, tmp_path), policy)
+    other = exporting.opened(exporting.export(policy, to, tmp_path))
     raw_error, action_error, size = differences(policy, other)
     assert raw_error <= 1e-5 * max(1.0, size)
     assert action_error <= 1e-5
@@ -46,7 +46,7 @@ def test_says_the_same(case, to, tmp_path):
 @pytest.mark.parametrize("case", ["discrete", "several", "squashed", "lstm", "frames"])
 def test_torch_says_the_same(case, tmp_path):
     policy = CASES[case]()
-    other = exporting.opened(exporting.export(policy, "torch", tmp_path), policy)
+    other = exporting.opened(exporting.export(policy, "torch", tmp_path))
     raw_error, action_error, size = differences(policy, other, n=7)
     assert raw_error <= 1e-5 * max(1.0, size)
     assert action_error <= 1e-5
@@ -58,7 +58,7 @@ def test_int8_keeps_the_choice_in_most_states(case, tmp_path):
     policy = CASES[case]()
     states = {k: v.numpy() for k, v in observations(policy.spec, 2000, 99).items()}
     exported = exporting.export(policy, "c-int8", tmp_path, states=states)
-    other = exporting.opened(exported, policy)
+    other = exporting.opened(exported)
     obs = observations(policy.spec, 1000, 5)
     with torch.inference_mode():
         mine, theirs = (p.act(obs, {}, None)[0].action.mode for p in (policy, other))
@@ -91,7 +91,8 @@ def test_int8_refuses_what_it_cannot_calibrate(tmp_path):
 def test_the_passport_travels(to, tmp_path):
     need_runtime(to)
     policy = CASES["discrete"]()
-    file = exporting.export(policy, to, tmp_path, env="CartPole-v1").files
+    policy.info["environment"] = "CartPole-v1"
+    file = exporting.export(policy, to, tmp_path).files
     spec = policy.spec.to_json()
     if to == "python":
         assert module(file[0]).PASSPORT["spec"] == json.loads(json.dumps(spec))
@@ -267,7 +268,7 @@ def sac():
 def test_a_sampled_action_is_the_policys_with_the_same_noise(case, to, tmp_path):
     need_runtime(to)
     policy = SAMPLED[case]()
-    other = exporting.opened(exporting.export(policy, to, tmp_path, sampled=True), policy)
+    other = exporting.opened(exporting.export(policy, to, tmp_path, sampled=True))
     noise = {}
 
     def remember(n, draw=other.draw):
@@ -337,7 +338,7 @@ def test_whole_numbers_are_the_same_everywhere(to, tmp_path):
     obs = observations(policy.spec, 400, 3)
     plan_states = {"states": {k: v.numpy() for k, v in obs.items()}} if to == "c-int8" else {}
     try:
-        played = exporting.opened(exporting.export(policy, to, tmp_path, **plan_states), policy)
+        played = exporting.opened(exporting.export(policy, to, tmp_path, **plan_states))
         action, _ = played.act(obs, {}, None)
     except Missing as missing:
         pytest.skip(str(missing))

@@ -89,7 +89,7 @@ def test_exports_see_what_the_student_sees(word, to, see, tmp_path):
     student = students.make(word, spec(1, 40, 40, n=5), generator(), see=see)
     assert students.look(student, shown(student, pixels(6, 2, 1, 40, 40))) == ("crop" not in see), "what was cropped behind the stack is seen as it is"
     try:
-        policy = opened(export(student, to, tmp_path), student)
+        policy = opened(export(student, to, tmp_path))
     except Missing as error:
         pytest.skip(str(error))
     memory, theirs = student.init(2), policy.init(2)

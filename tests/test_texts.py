@@ -100,7 +100,7 @@ def test_a_student_that_reads_learns_and_one_that_does_not_cannot(tmp_path):
     said = {"place": np.zeros((2, 2), np.float32), "mission": np.array(["fetch the green key", "fetch the red ball"])}
     assert player.predict(said)[0].tolist() == [3, 0], "texts are taken as they are"
     assert player.predict({"place": np.zeros(2, np.float32), "mission": "Fetch the blue ball"})[0] == 4
-    shipped = exporting.opened(exporting.export(player, "python", tmp_path / "p"), player)
+    shipped = exporting.opened(exporting.export(player, "python", tmp_path / "p"))
     assert shipped.act(as_groups(said, player.spec)[0], {}, None)[0].action.mode.tolist() == [3, 0]
     assert evaluation.evaluate(path, lambda: Fetch(told=False), episodes=12, seed=0)["student"]["return"]["mean"] == reads.verdict["student"]["return"]["mean"], "in its own words"
 

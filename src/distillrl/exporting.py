@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Export:
     files: tuple[Path, ...]
     facts: Mapping[str, Any]
     sampled: bool = False
+    policy: Any = field(default=None, repr=False, compare=False)
+    """What was exported, fitted to its environment where one was given: ``opened`` reads its spaces."""
 
 
 def known(to: str) -> Target:
@@ -61,7 +63,8 @@ def known(to: str) -> Target:
 def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", states: Mapping[str, Any] | None = None, env: Any = None, sampled: bool = False) -> Export:
     """Write a policy (an object, or the path of a student or a teacher) as ``to`` into the folder ``out``.
 
-    ``name`` names the files and, in C, the functions. c-int8 calibrates on ``states`` {group: [n, *shape]}, observations
+    ``name`` names the files and, in C, the functions. With ``env`` what goes in is what that environment gives: images with the channels
+    last, single frames, … where the policy's file has them otherwise (teachers.fit). c-int8 calibrates on ``states`` {group: [n, *shape]}, observations
     that the policy visited (a thousand are right), or on those that it visits in ``env``. The action is the most likely
     one, or with ``sampled`` a sample, whose noise is an input more (the Python and JavaScript files can draw it). Raises Misconfigured where the
     policy can't be exported so, saying why and which targets can; Missing for a package or compiler; Failed where the
@@ -72,6 +75,10 @@ def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", state
     target = known(to)
     if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-" for c in name) or not name.isascii():
         raise Misconfigured(f"export --name {name!r}: letters, digits, - and _ are right")
+    if env is not None:
+        from distillrl.parity import fitted
+
+        policy = fitted(policy, env)
     loaded, passport = loaded_with_passport(policy)
     env = env if env is not None else passport.get("env")
     passport["env"] = env if isinstance(env, str) else name_of(env) if isinstance(env, EnvOptions) else None
@@ -98,7 +105,7 @@ def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", state
     except OSError as error:
         raise Failed(f"export to {folder}: {error.strerror or error}") from None
     main = next(f for f in files if f.suffix == target.main)
-    return Export(to, (main, *(f for f in files if f != main)), {**facts, "bytes": sum(f.stat().st_size for f in files)}, sampled)
+    return Export(to, (main, *(f for f in files if f != main)), {**facts, "bytes": sum(f.stat().st_size for f in files)}, sampled, loaded)
 
 
 def loaded_with_passport(policy: Any) -> tuple[Any, dict[str, Any]]:
@@ -132,15 +139,15 @@ def _arrays(states: Mapping[str, Any] | None, spec: Any) -> dict[str, Any]:
     return arrays
 
 
-def opened(exported: Export, policy: Any) -> Any:
+def opened(exported: Export) -> Any:
     """What was exported as a Policy, run by what runs it in the product: a compiler's machine code, onnxruntime, node, …
 
-    ``policy`` is what it was exported from: its spec says what goes in and out. Raises Missing where a runtime isn't here.
+    Raises Missing where a runtime isn't here.
     """
     from distillrl.targets import playing
     from distillrl.targets.tracing import trace
 
-    loaded, _ = loaded_with_passport(policy)
-    sizes = {name: tuple(value.shape[1:]) for name, value in loaded.init(1).items()}
-    plan = None if known(exported.to).reads == "policy" else trace(loaded, exported.sampled)
-    return playing.opened(exported.to, exported.files[0], loaded.spec, plan, sizes)
+    policy = exported.policy
+    sizes = {name: tuple(value.shape[1:]) for name, value in policy.init(1).items()}
+    plan = None if known(exported.to).reads == "policy" else trace(policy, exported.sampled)
+    return playing.opened(exported.to, exported.files[0], policy.spec, plan, sizes)
