@@ -99,6 +99,7 @@ def test_a_class_is_given_in_python_and_the_run_is_deterministic(tmp_path):
         ("my_own_nets:Nett", "did you mean 'Net'"),
         ("no_such_module:Net", "No module named"),
         ("mlpp:relu", "did you mean 'mlp'"),
+        ("linear", "its sizes are missing, as in linear:terms=4"),
     ],
 )
 def test_what_is_no_student_is_refused_with_a_sentence(mine, word, said):

@@ -169,11 +169,11 @@ def check(exported: Export, policy: Any, env: Any, *, states: int = 10_000, epis
     shadowed = Shadowed(loaded, other, states)
     _visit(shadowed, options, states, seed)
     box = loaded.spec.action.kind == "box"
-    returns: list[stats.Interval | None] = [None, None, None]
+    played, own, gap = None, None, None
     if episodes:
         seeds = Seeds(seed, "verdict")
         theirs, mine = (evaluation.play(p, options, episodes, seeds).returns for p in (other, loaded))
-        returns = [stats.mean_interval(theirs, seed), stats.mean_interval(mine, seed), stats.paired_difference(theirs, mine, seed)]
+        played, own, gap = stats.mean_interval(theirs, seed), stats.mean_interval(mine, seed), stats.paired_difference(theirs, mine, seed)
     return Check(
         exported.to,
         shadowed.states,
@@ -181,7 +181,9 @@ def check(exported: Export, policy: Any, env: Any, *, states: int = 10_000, epis
         shadowed.clear,
         shadowed.raw_error if shadowed.has_raw else None,
         shadowed.action_error if box else None,
-        *returns,
+        played,
+        own,
+        gap,
         CLOSE * shadowed.largest,
     )
 

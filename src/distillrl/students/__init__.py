@@ -72,7 +72,9 @@ def _family(word: str, own: Any = None) -> tuple[Family, str]:
     if of_the_user(word):
         found = _named(word) if own is None else find(own) if isinstance(own, str) else own
         return Family(str, partial(given.make, found), partial(given.build, found), word), word
-    if name not in FAMILIES or not colon:
+    if name in FAMILIES and not colon:
+        raise Misconfigured(f"--student {word!r}: its sizes are missing, as in {FAMILIES[name].example}")
+    if name not in FAMILIES:
         examples = "; ".join(f.example for f in FAMILIES.values())
         raise Misconfigured(f"--student {word!r}{nearest(name, FAMILIES)}: a student is written as {examples}")
     return FAMILIES[name], text
