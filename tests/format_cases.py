@@ -15,7 +15,7 @@ from distillrl.records import ActionSpace, Group, Spec
 from distillrl.teachers import Options, load
 
 DATA = Path(__file__).parent / "data" / "formats"
-BOUNDS = {"sbx": (-2.0, 3.0), "d3rlpy_sac": (-2.0, 3.0), "d3rlpy": (-1.0, 1.0), "brax": (-1.0, 1.0), "rl_games": (-math.inf, math.inf), "rllib": (-1.0, 1.0)}
+BOUNDS = {"sbx": (-2.0, 3.0), "d3rlpy_sac": (-2.0, 3.0), "d3rlpy": (-1.0, 1.0), "brax": (-1.0, 1.0), "tianshou": (-math.inf, math.inf), "rl_games": (-math.inf, math.inf), "rllib": (-1.0, 1.0)}
 """Bounds of the environment that a folder's teacher was made for; elsewhere ±100, so that nothing is clipped."""
 
 
@@ -28,7 +28,7 @@ def environment(folder: Path) -> Spec:
         groups["command"] = Group(tuple(expected["command"].shape[1:]), "float32")
     if about["action"] != "box":
         return Spec(groups, ActionSpace("discrete", n=4))
-    low, high = next((b for name, b in sorted(BOUNDS.items(), reverse=True) if folder.name.startswith(name)), (-100.0, 100.0))
+    low, high = about.get("bounds") or next((b for name, b in sorted(BOUNDS.items(), reverse=True) if folder.name.startswith(name)), (-100.0, 100.0))
     actions = 3
     return Spec(groups, ActionSpace("box", (actions,), low=(low,) * actions, high=(high,) * actions, dtype="float32"))
 
@@ -44,6 +44,7 @@ def answers(folder: Path, file: Path | None = None, **options: Any) -> dict[str,
     about = json.loads((folder / "about.json").read_text())
     if "activation" in about and about.get("format"):
         options.setdefault("format", f"{about['format']}:{about['activation']}")
+    options = {**about.get("options", {}), **options}
     policy = load(file or files(folder)[0], Options(**options), environment(folder))
     steps = range(len(expected["obs"])) if "starts" in expected else [None]
     memory = policy.init(expected["obs"].shape[1] if "starts" in expected else len(expected["obs"]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from distillrl.errors import Failed, Missing
+from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.records import ActionSpace, Spec
 from distillrl.teachers import pickles, tensorfiles
 from distillrl.teachers.archives import read_file, read_json
@@ -32,6 +32,8 @@ GAUSSIAN = {"iql": (-5.0, 2.0), "awac": (-6.0, 0.0)}
 """Algorithms whose log standard deviation is a parameter, and its bounds."""
 Q_LEARNING = frozenset({"dqn", "double_dqn", "nfq", "discrete_cql"})
 CATEGORICAL = {"discrete_bc": "imitator", "discrete_sac": "policy"}
+SAMPLING = frozenset({"bear", "crr"})
+"""Algorithms that play the best of many sampled actions, by their critics."""
 
 
 def sniff(path: Path) -> bool:
@@ -69,7 +71,7 @@ def _write(w: Writer, kind: str, params: Mapping[str, Any], shape: list[int]) ->
     elif kind in CATEGORICAL:
         p = CATEGORICAL[kind]
         w.gives(w.linear(_encoded(w, x, f"{p}.", params.get("actor_encoder_factory") or params.get("encoder_factory")), f"{p}._fc"), "categorical")
-    elif kind.startswith("discrete") or not w.weights.has(r"^(policy|imitator)\._"):
+    elif kind.startswith(("discrete", "bcq", "plas")) or not w.weights.has(r"^(policy|imitator)\._"):
         raise Missing(f"{w.weights.where}: d3rlpy's {kind} is not known here")
     else:
         _actor(w, x, kind, params)
@@ -99,11 +101,11 @@ def _encoded(w: Writer, x: Ref, prefix: str, factory: Mapping[str, Any] | None) 
     if factory["type"] not in {"vector", "default"}:
         raise Missing(f"{w.weights.where}: the encoder {factory['type']!r} is not known here; vector encoders are")
     w.activation = _activation(w, p.get("activation") or "relu")
-    numbers = w.weights.numbered(f"{prefix}_encoder._layers.")
-    last = w.weights[f"{prefix}_encoder._layers.{numbers[-1]}.weight"] if numbers else torch.zeros(0)
-    plain = last.dim() == 2 and not p.get("exclude_last_activation") and not p.get("last_activation")
-    latent = w.sequential(x, f"{prefix}_encoder._layers.", open_end=plain)
-    return w.act(latent, _activation(w, p["last_activation"])) if p.get("last_activation") and last.dim() == 2 else latent
+    other = p.get("last_activation")
+    if (other or p.get("exclude_last_activation")) and (p.get("use_batch_norm") or p.get("use_layer_norm") or p.get("dropout_rate")):
+        raise Missing(f"{w.weights.where}: an encoder with a last activation of its own and a normalisation is not known here")
+    latent = w.sequential(x, f"{prefix}_encoder._layers.", open_end=not other and not p.get("exclude_last_activation"))
+    return w.act(latent, _activation(w, other)) if other else latent
 
 
 def _activation(w: Writer, given: Any) -> str:
@@ -133,6 +135,8 @@ def _actor(w: Writer, x: Ref, kind: str, params: Mapping[str, Any]) -> None:
     p = "policy." if w.weights.has(r"^policy\._") else "imitator."
     latent = _encoded(w, x, p, params.get("actor_encoder_factory") or params.get("encoder_factory"))
     normal = f"{p}_mu.weight" in w.weights
+    if kind in SAMPLING:
+        w.notes.append(f"d3rlpy's {kind} plays the best of many actions drawn from its policy, by its critics; here its policy's most likely action is played")
     mean = w.linear(latent, f"{p}_mu" if normal else f"{p}_fc")
     width = w.tracer.shape(mean)[-1]
     scaler = params.get("action_scaler") or {"type": "none"}
@@ -140,6 +144,8 @@ def _actor(w: Writer, x: Ref, kind: str, params: Mapping[str, Any]) -> None:
         raise Missing(f"{w.weights.where}: the action scaler {scaler['type']!r} is not known here")
     bounds = scaler.get("params", {}) if scaler["type"] == "min_max" else {"minimum": [-1.0] * width, "maximum": [1.0] * width}
     low, high = _array(bounds["minimum"]), _array(bounds["maximum"])
+    if len(low) != width or len(high) != width or (w.space is not None and w.space.kind == "box" and w.space.dimensions != width):
+        raise Misconfigured(f"{w.weights.where}: it plays {width} numbers, its action scaler is of {len(low)}, the environment's action is {w.space}: this teacher is for another environment, or damaged")
     w.space = w.space or ActionSpace("box", (width,), low=tuple(low.tolist()), high=tuple(high.tolist()), dtype="float32")
     here = w.space.kind == "box" and torch.allclose(torch.tensor(w.space.low, dtype=torch.float32), low) and torch.allclose(torch.tensor(w.space.high, dtype=torch.float32), high)
     if normal and kind in SQUASHED and here and f"{p}_logstd.weight" in w.weights:

@@ -38,7 +38,7 @@ def layers(weights: Weights) -> list[str]:
 def chained(weights: Weights) -> bool:
     """Whether the file holds nothing but layers that follow one another, with heads at the end."""
     try:
-        _sort(weights)
+        sort(weights)
     except Missing:
         return False
     return True
@@ -50,7 +50,7 @@ def is_dueling(weights: Weights) -> bool:
     return any(f & _ADVANTAGE for f in found) and any(f & _VALUE and not f & _ADVANTAGE for f in found) and not any(f & _TARGET for f in found)
 
 
-class _Sorted:
+class Sorted:
     """The layers of a file by what they are for."""
 
     def __init__(self) -> None:
@@ -61,8 +61,9 @@ class _Sorted:
         self.head_value = False
 
 
-def _sort(weights: Weights) -> _Sorted:
-    found, used = _Sorted(), set()
+def sort(weights: Weights) -> Sorted:
+    """What each layer is for, by its name and shape. Raises Missing where they don't follow one another, or something is left over."""
+    found, used = Sorted(), set()
     for name in layers(weights):
         said = words(name)
         used |= {f"{name}.{part}" if name else part for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
@@ -75,7 +76,7 @@ def _sort(weights: Weights) -> _Sorted:
             used.add(name)
     left = [n for n, t in weights.tensors.items() if n not in used and t.dim() > 0 and not words(n) & (_TARGET | _VALUE)]
     sizes = {n: weights[f"{n}.weight" if n else "weight"].shape for n in (*found.acting, *found.value, *found.spread)}
-    if left or not found.acting or not _follow([sizes[n] for n in found.acting]):
+    if left or not found.acting or not follow([sizes[n] for n in found.acting]):
         raise Missing(f"{weights.where}: its layers don't follow one another")
     latent = sizes[found.acting[-1]][1]
     found.head_value = len(found.value) == 1 and len(sizes[found.value[0]]) == 2 and sizes[found.value[0]][1] == latent and len(found.acting) > 1
@@ -84,7 +85,7 @@ def _sort(weights: Weights) -> _Sorted:
     return found
 
 
-def _follow(shapes: list[tuple[int, ...]]) -> bool:
+def follow(shapes: list[tuple[int, ...]]) -> bool:
     """Whether each layer takes what the one before gives; a flattened image is any multiple of its channels."""
     width, image = 0, False
     for i, shape in enumerate(shapes):
@@ -111,7 +112,7 @@ def _start(w: Writer, first: str) -> Ref:
 
 def chain(w: Writer) -> None:
     """Layers in the file's order with the activation between them; spread and value from heads, or from networks of their own."""
-    found = _sort(w.weights)
+    found = sort(w.weights)
     raw = _start(w, found.acting[0])
     latent = w.chain(raw, found.acting[:-1], open_end=True) if len(found.acting) > 1 else raw
     action = w.chain(latent, found.acting[-1:])
@@ -121,7 +122,7 @@ def chain(w: Writer) -> None:
     value = None
     if found.head_value:
         value = w.layer(latent, found.value[0])
-    elif found.value and _follow([w.weights[f"{n}.weight"].shape for n in found.value]) and w.weights[f"{found.value[0]}.weight"].shape[1:] == w.weights[f"{found.acting[0]}.weight" if found.acting[0] else "weight"].shape[1:]:
+    elif found.value and follow([w.weights[f"{n}.weight"].shape for n in found.value]) and w.weights[f"{found.value[0]}.weight"].shape[1:] == w.weights[f"{found.acting[0]}.weight" if found.acting[0] else "weight"].shape[1:]:
         value = w.chain(raw, found.value)
     if value is not None and w.tracer.shape(value)[-1] != 1:
         value = None
@@ -150,7 +151,7 @@ def finish(w: Writer, action: Ref, log_std: Ref | Tensor | None, value: Ref | No
 
 def q_values(w: Writer) -> None:
     """As ``chain``, and what comes out are values of actions (on the user's word)."""
-    found = _sort(w.weights)
+    found = sort(w.weights)
     w.gives(w.chain(_start(w, found.acting[0]), found.acting), "greedy")
 
 

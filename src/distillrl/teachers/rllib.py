@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distillrl.errors import Failed, Misconfigured, Missing, nearest
 from distillrl.records import ActionSpace, Spec
-from distillrl.teachers import pickles, spaces
+from distillrl.teachers import pickles, rllib_filters, spaces
 from distillrl.teachers.archives import read_file
 from distillrl.teachers.flax import parameters
 from distillrl.teachers.graph import Ref
@@ -90,17 +90,40 @@ def _load_new(folder: Path, where: str, options: Options, spec: Spec | None) -> 
     own = Spec(spaces.of_tree(arguments["observation_space"], where).groups(), own_action)
     w = Writer(Weights(tensors, where), check_activation(_word(config.get("fcnet_activation", "tanh"))), own_action)
     head = check_activation(_word(config.get("head_fcnet_activation", "relu")))
-    body = next((p for p in ("encoder.actor_encoder.net.mlp.", "encoder.encoder.net.mlp.", "pi_encoder.net.mlp.", "encoder.net.mlp.") if w.weights.numbered(p)), None)
+    body = next((p for p in ("encoder.actor_encoder.", "encoder.encoder.", "pi_encoder.", "encoder.") if w.weights.numbered(f"{p}net.mlp.") or f"{p}lstm.weight_ih_l0" in w.weights), None)
     if body is None:
-        raise Missing(f"{where}: an RLModule with the layers {', '.join(list(tensors)[:4])}, … is not known here; plain ones are")
-    x = w.observation(w.width(body))
-    latent = w.sequential(x, body, open_end=True)
+        raise Missing(f"{where}: an RLModule with the layers {', '.join(list(tensors)[:4])}, … is not known here; plain ones and LSTMs are")
+    x = _filtered(w, w.observation(_width(w, body)), folder)
+    latent = _encoded(w, x, body, "actor")
     if w.weights.numbered("af.net.mlp."):
         _q(w, latent, head, config)
     else:
         _actor(w, x, latent, head, "SAC" in kind)
     info = {"format": TITLE, "algorithm": kind, "notes": [] if "fcnet_activation" in config else [f"the activation {w.activation} is RLlib's default"]}
     return policy(w, spec if spec is not None and len(spec.observations) > 1 else own, options.sees, where, info)
+
+
+def _filtered(w: Writer, x: Ref, folder: Path) -> Ref:
+    """The observation as RLlib's MeanStdFilter gives it, where the checkpoint has one."""
+    found, words = rllib_filters.found(folder.parents[2] if len(folder.parents) > 2 else folder)
+    w.notes += words
+    if found is None:
+        return x
+    w.notes.append("its observations are normalised by RLlib's MeanStdFilter, with the checkpoint's statistics")
+    return w.normalised(x, found.mean, found.std, found.clip)
+
+
+def _width(w: Writer, prefix: str) -> int:
+    """How many numbers come into an encoder."""
+    mlp = next((m for m in (f"{prefix}net.mlp.", f"{prefix}tokenizer.net.mlp.") if w.weights.numbered(m)), None)
+    return w.width(mlp) if mlp is not None else int(w.weights[f"{prefix}lstm.weight_ih_l0"].shape[1])
+
+
+def _encoded(w: Writer, x: Ref, prefix: str, name: str) -> Ref:
+    """An encoder: layers, or an LSTM behind layers (``use_lstm``)."""
+    mlp = next((m for m in (f"{prefix}net.mlp.", f"{prefix}tokenizer.net.mlp.") if w.weights.numbered(m)), None)
+    x = w.sequential(x, mlp, open_end=True) if mlp is not None else x
+    return w.recurrent(x, f"{prefix}lstm.", name) if f"{prefix}lstm.weight_ih_l0" in w.weights else x
 
 
 def _word(name: Any) -> str:
@@ -115,9 +138,13 @@ def _headed(w: Writer, latent: Ref, prefix: str, activation: str) -> Ref:
 
 
 def _q(w: Writer, latent: Ref, head: str, config: Mapping[str, Any]) -> None:
-    if config.get("num_atoms", 1) != 1:
-        raise Missing(f"{w.weights.where}: a distributional DQN is not known here")
     q = _headed(w, latent, "af.net.mlp.", head)
+    atoms = int(config.get("num_atoms", 1))
+    if atoms > 1:  # both streams of a dueling one are constant over the atoms in RLlib, so the softmax doesn't see the value's
+        support = torch.linspace(float(config.get("v_min", -10.0)), float(config.get("v_max", 10.0)), atoms)
+        chances = w.tracer.call("softmax", w.tracer.call("unflatten", q, 1, (-1, atoms)), -1)
+        w.gives(w.tracer.call("sum", w.tracer.call("mul", chances, w.constant(support)), (-1,)), "greedy")
+        return
     if config.get("dueling", True) and w.weights.numbered("vf.net.mlp."):
         mean = w.tracer.call("mean", q, (-1,), True)
         q = w.tracer.call("add", w.tracer.call("sub", q, mean), _headed(w, latent, "vf.net.mlp.", head))
@@ -128,8 +155,8 @@ def _actor(w: Writer, x: Ref, latent: Ref, head: str, squashed: bool) -> None:
     raw = _headed(w, latent, "pi.net.mlp.", head)
     value = None
     if w.weights.numbered("vf.net.mlp.") and not squashed:
-        critic = "encoder.critic_encoder.net.mlp."
-        value = _headed(w, w.sequential(x, critic, open_end=True) if w.weights.numbered(critic) else latent, "vf.net.mlp.", head)
+        critic = "encoder.critic_encoder."
+        value = _headed(w, _encoded(w, x, critic, "critic") if w.weights.has(rf"^{critic}") else latent, "vf.net.mlp.", head)
     _played(w, raw, value, squashed, w.weights.first("pi.log_std", "pi.net.log_std"))
 
 
@@ -144,6 +171,7 @@ def _played(w: Writer, raw: Ref, value: Ref | None, squashed: bool, free: str | 
     mean = w.tracer.call("slice", raw, 1, 0, width) if free is None else raw
     log_std: Any = w.tracer.call("slice", raw, 1, width, 2 * width) if free is None else w.weights[free]
     if squashed:
+        w.notes.append("the most likely action is tanh of the mean; RLlib itself, asked without exploration, leaves the tanh out (2.60)")
         w.gives(mean, "squashed", log_std=w.tracer.call("clamp", log_std, -20.0, 2.0), value=value)
         return
     low, high = torch.tensor(space.low, dtype=torch.float32), torch.tensor(space.high, dtype=torch.float32)

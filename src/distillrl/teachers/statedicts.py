@@ -35,6 +35,8 @@ MAX_HEADER = 4 << 20
 SHARED = 8
 """How many times a file's size its tensors may come to: names that share a storage cost time, not bytes."""
 OURS = "distillrl"
+ENDED = frozenset({"plain", "rl_games", "skrl", "tianshou"})
+"""Recipes for which ``+tanh`` may be said."""
 SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 
 
@@ -72,8 +74,8 @@ def load(path: Path, options: Options, spec: Spec | None = None) -> Any:
     kinds = {m.kind.rpartition(".")[2].lower() for m in weights.layers.values()} & {a.__name__.lower() for a in ACTIVATIONS.values()}
     told = next((word for word, made in ACTIVATIONS.items() if made.__name__.lower() in kinds), "") if len(kinds) == 1 else ""
     word, _, ending = (activation or told or recipe.activation).partition("+")
-    if ending not in {"", "tanh"} or (ending and recipe.name != "plain"):
-        raise Misconfigured(f"--format {options.format!r}: plain:relu+tanh is right, for an action that ends in tanh")
+    if ending not in {"", "tanh"} or (ending and recipe.name not in ENDED):
+        raise Misconfigured(f"--format {options.format!r}: plain:relu+tanh is right, for an action that ends in tanh; {', '.join(sorted(ENDED))} may be said to")
     writer = Writer(weights, check_activation(word), spec.action if spec else None, ending)
     recipe.write(writer)
     notes = [] if activation or kinds else [f"the activation {recipe.activation} is {recipe.title}'s default; the file doesn't tell it (--format {recipe.name}:ACTIVATION says another)"]

@@ -31,10 +31,11 @@ class Tracer:
     """Collects nodes; ``values`` holds what each gives for ``batch`` random states.
 
     ``free``: the batch is a number that nothing else in the file is, so that where it appears it stands for the batch.
+    ``told``: the batch is named by ``BATCH`` wherever it is meant, and a number that happens to be equal is that number.
     """
 
-    def __init__(self, batch: int, free: bool) -> None:
-        self.batch, self.free = batch, free
+    def __init__(self, batch: int, free: bool, told: bool = False) -> None:
+        self.batch, self.free, self.told = batch, free, told
         self.values: dict[str, Any] = {BATCH.name: batch}
         self.generator = torch.Generator().manual_seed(0)
         self.constants: dict[str, Tensor] = {}
@@ -91,7 +92,7 @@ class Tracer:
     def _written(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return tuple(self._written(v) for v in value)
-        if isinstance(value, int) and not isinstance(value, bool) and value == self.batch and self.free:
+        if isinstance(value, int) and not isinstance(value, bool) and value == self.batch and self.free and not self.told:
             return BATCH
         return value
 

@@ -15,7 +15,7 @@ from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.records import ActionSpace, Spec
 from distillrl.teachers.converting import policy_of
 from distillrl.teachers.fitting import Reading, see, unbounded
-from distillrl.teachers.graph import Graph, Ref, State, fold, free_number
+from distillrl.teachers.graph import BATCH, Graph, Ref, State, fold, free_number
 from distillrl.teachers.operators import ACTIVATIONS
 from distillrl.teachers.pickles import shown
 from distillrl.teachers.tracing import Tracer
@@ -77,7 +77,7 @@ class Writer:
 
     def __post_init__(self) -> None:
         taken = {d for t in self.weights.tensors.values() for d in t.shape} | set(range(5))
-        self.tracer = Tracer(free_number(taken), True)
+        self.tracer = Tracer(free_number(taken), True, told=True)
 
     # ── parts ──
 
@@ -111,21 +111,28 @@ class Writer:
     def act(self, x: Ref, name: str | None = None) -> Ref:
         """The activation, or this one."""
         name = name or self.activation
+        if name == "gelu_tanh":
+            return self.tracer.call("gelu", x, "tanh")
         return x if name in {"identity", "none"} else self.tracer.call(name, x)
 
     def sequential(self, x: Ref, prefix: str, *, open_end: bool = False) -> Ref:
-        """The numbered layers below a prefix: an activation where numbers are left out between layers, and at an open end."""
+        """The numbered layers below a prefix: one activation for each Linear or convolution, where a number is left out behind it, and at an open end."""
         numbers = self.weights.numbered(prefix)
         if not numbers:
             raise Failed(f"{self.weights.where} has no layers {prefix}0, {prefix}2, …")
+        due = False
         for i, k in enumerate(numbers):
             weight = self.weights[f"{prefix}{k}.weight"]
             if weight.dim() == 2 and len(self.tracer.shape(x)) > 2:
                 x = self.tracer.call("flatten", x, 1)
             x = self._layer(x, f"{prefix}{k}", weight)
+            due = due or weight.dim() > 1
             following = numbers[i + 1] if i + 1 < len(numbers) else (k + 2 if open_end else k + 1)
             saved = self._behind(x, f"{prefix}{k}")
-            x = saved if saved is not None else self.act(x) if following > k + 1 else x
+            if saved is not None:
+                x = saved
+            elif due and following > k + 1:
+                x, due = self.act(x), False
         return x
 
     def _behind(self, x: Ref, name: str) -> Ref | None:
@@ -224,7 +231,34 @@ class Writer:
         """X · scale + shift."""
         return self.tracer.call("add", self.tracer.call("mul", x, self.constant(scale.reshape(-1))), self.constant(shift.reshape(-1)))
 
+    def stretched(self) -> tuple[Tensor, Tensor] | None:
+        """(half range, middle) of an action with bounds other than ±1; None where it has none, or these."""
+        space = self.space
+        if space is None or space.kind != "box" or not all(map(math.isfinite, (*space.low, *space.high))) or set(zip(space.low, space.high, strict=True)) == {(-1.0, 1.0)}:
+            return None
+        low, high = torch.tensor(space.low, dtype=torch.float32), torch.tensor(space.high, dtype=torch.float32)
+        return (high - low) / 2, (high + low) / 2
+
+    def ended(self, action: Ref) -> Ref:
+        """The action with the ending that the user says it has: tanh, stretched to the environment's bounds."""
+        if not self.ending:
+            return action
+        action, bounds = self.tracer.call("tanh", action), self.stretched()
+        return action if bounds is None else self.ranged(action, *bounds)
+
     # ── the end ──
+
+    def gives_clipped(self, action: Ref, log_std: Ref | Tensor | None, value: Ref | None) -> None:
+        """An action that its library clips to ±1 and stretches to the environment's bounds; a Gaussian where there is a spread."""
+        bounds = self.stretched()
+        if bounds is not None and self.tracer.shape(action)[-1] == len(bounds[0]):
+            wider = bounds[0].clamp_min(1e-12).log()
+            if log_std is None:
+                action = self.tracer.call("clamp", action, -1.0, 1.0)
+            else:
+                log_std = self.tracer.call("add", log_std, self.constant(wider)) if isinstance(log_std, Ref) else log_std.reshape(-1) + wider
+            action = self.ranged(action, *bounds)
+        self.gives(action, "gaussian" if log_std is not None else "deterministic", log_std=log_std, value=value)
 
     def gives(self, action: Ref, kind: str, *, log_std: Ref | Tensor | None = None, value: Ref | None = None) -> None:
         """What comes out: ``kind`` as in actions.Head; a spread; the value of the state [N, 1]."""
@@ -233,7 +267,7 @@ class Writer:
         if log_std is not None:
             given = log_std if isinstance(log_std, Ref) else self.constant(log_std.reshape(-1))
             if not isinstance(log_std, Ref):
-                given = self.tracer.call("expand", given, (self.tracer.batch, int(log_std.numel())))
+                given = self.tracer.call("expand", given, (BATCH, int(log_std.numel())))
             self.outputs["log_std"] = given.name
         if value is not None:
             self.outputs["value"] = value.name
@@ -268,6 +302,6 @@ def check_activation(name: str) -> str:
     """An activation's word, or Misconfigured with the nearest."""
     from distillrl.errors import nearest
 
-    if name not in ACTIVATIONS and name not in {"identity", "none"}:
+    if name not in ACTIVATIONS and name not in {"identity", "none", "gelu_tanh"}:
         raise Misconfigured(f"--format: unknown activation {name!r}{nearest(name, ACTIVATIONS)}")
     return name
