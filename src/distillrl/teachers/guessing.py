@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def sort(weights: Weights) -> Sorted:
     return found
 
 
-def follow(shapes: list[tuple[int, ...]]) -> bool:
+def follow(shapes: Sequence[tuple[int, ...]]) -> bool:
     """Whether each layer takes what the one before gives; a flattened image is any multiple of its channels."""
     width, image = 0, False
     for i, shape in enumerate(shapes):
