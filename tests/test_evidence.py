@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -13,8 +14,9 @@ from evidence_cases import SENSORS, Levels, Memoriser, Sides, linear, parity, si
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillrl import costs, evaluation, fidelity, generalisation, physics, robustness, stats, teachers, traces
+from distillrl import costs, evaluation, fidelity, generalisation, physics, repeats, robustness, selecting, stats, teachers, traces
 from distillrl.actions import Categorical, Deterministic, Gaussian
+from distillrl.config import Config
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
 from distillrl.perturbations import KINDS, Perturbed
@@ -547,6 +549,23 @@ def test_games_that_only_waited_for_longer_are_the_same_again():
     assert 0 < len(fallen) < 30
     assert any(n.startswith(f"{len(fallen)} of the {len(fallen)} episodes in which the student falls behind were broken off at the limit of 20 steps") for n in report["notes"])
     assert not any("broken off" in n for n in evaluation.evaluate(goes, Waiting, goes, episodes=30)["notes"])
+
+
+def test_selecting_plays_games_that_are_the_same_again_once():
+    goes = linear(Waiting, [[0.0] * 9] * 2, [0.0, -1.0])
+    seeds, options = Seeds(0, "select"), EnvOptions(Waiting)
+    every = evaluation.play(goes, options, 12, seeds)
+    kinds = repeats.kinds(every.numbers)
+    assert len(set(kinds)) == 2
+    assert all(seeds(int(k)) % 2 == seeds(i) % 2 for i, k in enumerate(kinds))
+    setup = SimpleNamespace(config=Config(select_episodes=12), options=options)
+    never = linear(Waiting, [[0.0] * 9] * 2, [0.0, 1.0])
+    all_of_them = evaluation.play(never, options, 12, seeds)
+    of_each_kind = selecting._played(setup, SimpleNamespace(baseline={"kinds": kinds.tolist()}), never, seeds, None)
+    assert of_each_kind.returns.tolist() == all_of_them.returns.tolist()
+    assert of_each_kind.steps < all_of_them.steps / 4
+    assert repeats.kinds(np.arange(12, dtype=np.uint64)) is None
+    assert repeats.kinds(np.zeros(12, np.uint64)) is None
 
 
 def test_a_deterministic_environment_is_said_to_be_so_and_shows_nothing():

@@ -51,12 +51,21 @@ def different(numbers: np.ndarray | None) -> int | None:
     return None if numbers is None else len(np.unique(numbers))
 
 
+def kinds(numbers: np.ndarray | None) -> np.ndarray | None:
+    """[episodes] of each the first one that is the same; None where under a third of them are others again, or all are one (which proves little)."""
+    if numbers is None:
+        return None
+    _, first, place = np.unique(numbers, return_index=True, return_inverse=True)
+    found: np.ndarray = first[place]
+    return found if 1 < len(first) < 2 * len(numbers) / 3 else None
+
+
 def sentence(numbers: np.ndarray | None, whose: str) -> str | None:
     """What must be said where over a third of the episodes are others again; None where nothing must."""
-    if numbers is None or not 1 < (found := len(np.unique(numbers))) < 2 * len(numbers) / 3:
+    if numbers is None or kinds(numbers) is None:
         return None
     return (
-        f"{whose}: only {found} of the {len(numbers)} episodes are different, the others the same again: nothing but the beginning is left to chance here. "
+        f"{whose}: only {different(numbers)} of the {len(numbers)} episodes are different, the others the same again: nothing but the beginning is left to chance here. "
         "Disturbances tell more (of Atari games --env-kwargs sticky=0.25)."
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distillrl import config as configuration
-from distillrl import evaluation, hardcases, offline, stats
+from distillrl import evaluation, hardcases, offline, repeats, stats
 from distillrl.beginning import State, generator
 from distillrl.config import Config
 from distillrl.envs import Seeds
@@ -83,6 +83,8 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
         foot, teacher = _on_one_scale(setup, state, foot, teacher)
         state.baseline |= {"teacher": float(teacher.returns.mean()), "teacher_worst": float(teacher.returns.min()), "teacher_steps": float(teacher.steps)}
         state.baseline["teacher_returns"] = teacher.returns.tolist()
+        if not setup.spec.tasks and (kinds := repeats.kinds(teacher.numbers)) is not None:
+            state.baseline |= {"kinds": kinds.tolist(), "teacher_steps": float(teacher.lengths[np.unique(kinds)].sum())}
         apart = stats.above(teacher.returns, foot.returns) and ("scale" in state.baseline or not setup.spec.tasks)
         state.baseline["apart"], state.baseline["worse"] = float(apart), float(stats.above(foot.returns, teacher.returns))
         if not state.progress.rounds and state.progress.env_steps < teacher.steps / 3 and not at_last:
@@ -93,7 +95,7 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
         _take_best(setup, state, state.gradient, seeds)
     student = state.gradient.averaged
     shadow = setup.judge if goal is not None and goal[0] == "agreement" else None
-    played = evaluation.play(student, setup.options, config.select_episodes, seeds, shadow=shadow)
+    played = _played(setup, state, student, seeds, shadow)
     returns = scaled(setup.spec, state.baseline, played.returns, seeds)
     mean = float(returns.mean())
     state.evaluations += 1
@@ -116,6 +118,16 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
     state.progress = replace(state.progress, returns={**known, "student": mean})
     found |= {f"retention.{t.name}": value for t, value in zip(setup.spec.tasks, figures.pop("tasks") or (), strict=False)}
     return {"return.student": mean, "return.teacher": known.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
+
+
+def _played(setup: Setup, state: State, student: Any, seeds: Seeds, shadow: Any) -> evaluation.Episodes:
+    """The selecting episodes; where the teacher's showed that most of them are others again, one of each kind, which then stands for all of it."""
+    if "kinds" not in state.baseline:
+        return evaluation.play(student, setup.options, setup.config.select_episodes, seeds, shadow=shadow)
+    kinds = np.asarray(state.baseline["kinds"])
+    chosen, place = np.unique(kinds, return_inverse=True)
+    played = evaluation.play(student, setup.options, len(chosen), replace(seeds, chosen=tuple(chosen.tolist())), shadow=shadow)
+    return replace(played, returns=played.returns[place])
 
 
 def _take_best(setup: Setup, state: State, learner: Refit, seeds: Seeds) -> None:
