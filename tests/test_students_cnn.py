@@ -12,6 +12,7 @@ from distillrl.exporting import export, opened
 from distillrl.images import LEAST_SPREAD, Background, Grey, Jitter, Resize, taps
 from distillrl.records import ActionSpace, Group, Prediction, Rollout, Spec
 from distillrl.senses import Sense
+from distillrl.students.cnn import Points
 
 
 def generator(seed=0):
@@ -41,6 +42,27 @@ def test_any_layout_of_an_image_is_seen_and_comes_back_from_its_artifact(shape, 
     assert mine.shape == (5, 18)
     assert torch.equal(mine, theirs)
     assert torch.allclose(student.act({"obs": x.unsqueeze(0)}, {}, None)[0].action.logits[0], mine, atol=1e-5)
+
+
+def test_points_say_where_a_thing_is_and_how_clearly(tmp_path):
+    layer = Points(5, 9)
+    x = torch.zeros(1, 2, 5, 9)
+    x[0, 0, 4, 2] = 40.0
+    columns, rows, strength = layer(x).view(2, 3).unbind(1)
+    assert torch.allclose(columns, torch.tensor([-0.5, 0.0]), atol=1e-6)
+    assert torch.allclose(rows, torch.tensor([1.0, 0.0]), atol=1e-6)
+    assert strength.tolist() == [40.0, 0.0]
+    student = students.make("cnn:4k5s2-8k3-points:16", spec(4, 20, 24), generator())
+    assert student.body[1].in_features == 24
+    artifact.write_bytes(tmp_path / "s.safetensors", artifact.dumps(student.header(), student.artifact_tensors()))
+    again = students.build(*artifact.load(tmp_path / "s.safetensors"))
+    seen = pixels(6, 4, 20, 24)
+    logits = again.act({"obs": seen}, {}, None)[0].action.logits
+    assert torch.equal(student.act({"obs": seen}, {}, None)[0].action.logits, logits)
+    with pytest.raises(DistillError, match="no convolution"):
+        students.make("cnn:points:16", spec(4, 20, 24), generator())
+    with pytest.raises(DistillError, match="no convolution"):
+        students.make("cnn:4-points-8:16", spec(4, 20, 24), generator())
 
 
 def test_channels_are_found_wherever_they_are():
@@ -83,7 +105,7 @@ def shown(student, x):
 @pytest.mark.parametrize(
     ("word", "to", "see"),
     [*(("cnn:8k8s4-12k3s2d:16", to, "stack=3, crop=4-37x2-39") for to in ("c", "onnx", "js", "python")), ("cnn:4k8s4-8k4s2:16", "torch", "stack=3"),
-     *(("cnn:4k8s4:8", to, "stack=2:2") for to in ("c", "onnx", "python"))],
+     *(("cnn:4k8s4:8", to, "stack=2:2") for to in ("c", "onnx", "python")), *(("cnn:4k8s4-5k3-points:8", to, "stack=2") for to in ("c", "onnx", "js", "python", "torch"))],
 )  # fmt: skip
 def test_exports_see_what_the_student_sees(word, to, see, tmp_path):
     student = students.make(word, spec(1, 40, 40, n=5), generator(), see=see)

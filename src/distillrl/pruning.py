@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distillrl import students
 from distillrl.errors import Misconfigured
-from distillrl.students.cnn import PRESETS, Fused, Image, Residual, parse_cnn
+from distillrl.students.cnn import PRESETS, Fused, Image, Points, Residual, parse_cnn
 from distillrl.students.networks import Network, parse_mlp
 
 GATES = {"gru": 3, "lstm": 4}
@@ -79,9 +79,9 @@ def _channels(policy: Network, behind: str) -> list[Layer]:
     images = [i for i, part in enumerate(parts) if isinstance(part, Image)]
     inside = next((part.layers for part in parts if isinstance(part, Image)), nn.Sequential())
     convs = [(name, layer) for name, layer in inside.named_children() if isinstance(layer, nn.Conv2d)]
-    if len(images) != 1 or any(conv.groups > 1 for _, conv in convs) or any(isinstance(m, Residual) for m in inside):
+    if len(images) != 1 or any(conv.groups > 1 for _, conv in convs) or any(isinstance(m, Residual | Points) for m in inside):
         raise Misconfigured(
-            f"compress --prune takes channels out of plain convolutions of one image; {policy.family} has depthwise or residual ones, or more images: --sparse takes single weights out of any"
+            f"compress --prune takes channels out of plain convolutions of one image; {policy.family} has depthwise or residual ones, points, or more images: --sparse takes single weights out of any"
         )
     prefix = f"body.0.layers.{images[0]}.layers" if isinstance(tower, Fused) else "body.0.layers"
     before, beside = sum(widths[: images[0]]), sum(widths) - widths[images[0]]

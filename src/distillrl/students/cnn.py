@@ -2,7 +2,8 @@
 
 A word has the convolutions, the dense sizes and the activation: ``cnn:16k8s4-32k4s2:256x64:relu``. A convolution is its
 channels, ``k`` its kernel, ``s`` its stride, ``p`` its padding, ``d`` for depthwise and pointwise (Howard 2017, MobileNets);
-kernels and strides that aren't given suit the image's size. Presets stand for a word: see PRESETS. Numbers beside
+kernels and strides that aren't given suit the image's size. ``points`` behind the last one, as in ``cnn:16k5s2-32k3s2-32k3-points:128``, has it say where on the
+image it sees each of its things, and how clearly, in place of every pixel (``Points``). Presets stand for a word: see PRESETS. Numbers beside
 images join behind the convolutions (late fusion).
 """
 
@@ -40,6 +41,7 @@ GRID = 32
 """An image of at most so many rows and columns is a grid of things, not a photograph: its numbers are measured, not divided by 255."""
 USUAL = ((64, ((8, 4), (4, 2), (3, 1))), (33, ((4, 2), (3, 2), (3, 1))), (0, ((3, 1),)))
 """From which size on which kernels and strides are usual, layer by layer, the last one from there on."""
+POINTS = "points"
 _LAYER = re.compile(r"(\d{1,6})(?:k(\d{1,4}))?(?:s(\d{1,4}))?(?:p(\d{1,4}))?(d?)")
 
 
@@ -62,6 +64,7 @@ class Shape:
     dense: tuple[int, ...]
     activation: str
     residual: bool = False
+    points: bool = False
 
 
 def parse_cnn(text: str) -> Shape:
@@ -72,7 +75,8 @@ def parse_cnn(text: str) -> Shape:
             raise Misconfigured(f"student cnn:{text}: {name} is a whole network, {PRESETS[name]!r}; write that out to change it")
         return replace(parse_cnn(PRESETS[name]), residual=name == "impala")
     layers = []
-    for part in name.split("-"):
+    convolutions, points, more = name.partition(f"-{POINTS}")
+    for part in (name if more else convolutions).split("-"):
         found = _LAYER.fullmatch(part)
         if found is None:
             hint = nearest(name, PRESETS) if name and not name[0].isdigit() else ""
@@ -88,7 +92,7 @@ def parse_cnn(text: str) -> Shape:
         sizes, activation = parse_mlp(f"{dense}:{activation or 'relu'}")
     except Misconfigured as error:
         raise Misconfigured(str(error).replace("student mlp:", f"student cnn:{text}: ", 1)) from None
-    return Shape(tuple(layers), sizes, activation)
+    return Shape(tuple(layers), sizes, activation, points=bool(points))
 
 
 class Image(nn.Module):
@@ -133,6 +137,26 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
+class Points(nn.Module):
+    """[n, C, H, W] → [n, 3 C]: of each channel the mean column and row of a softmax over its pixels, from -1 to 1, and its largest value.
+
+    The spatial softmax of Levine 2016 (1504.00702, section 5.2), and beside it how clearly a thing is there. What a dense layer must learn
+    anew for every place it learns once: a lander of a few pixels, its lean and its speed (docs/pixels.md).
+    """
+
+    places: Tensor
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in (height, width))
+        self.register_buffer("places", torch.stack([columns.repeat(height), rows.repeat_interleave(width)], 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, C, H, W]"""
+        flat = x.flatten(2)
+        return torch.cat([flat.softmax(-1) @ self.places, flat.amax(-1, keepdim=True)], -1).flatten(1)
+
+
 def _conv(before: int, after: int, kernel: int, stride: int, padding: int, groups: int = 1) -> nn.Conv2d:
     return nn.utils.skip_init(nn.Conv2d, before, after, kernel, stride, padding, groups=groups)
 
@@ -161,6 +185,8 @@ def tower(shape: Shape, image: tuple[int, int, int], name: str, word: str) -> tu
         height, width = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
         before = layer.channels
     made += [ACTIVATIONS[shape.activation]()] if shape.residual else []
+    if shape.points:
+        return Image(image, [*made[:-1], Points(height, width)]), 3 * before
     return Image(image, [*made, nn.Flatten()]), before * height * width
 
 

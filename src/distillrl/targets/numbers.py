@@ -138,7 +138,12 @@ def total(b: Builder, x: Value, dims: Sequence[int], keep: bool, mean: bool) -> 
 
 def largest(b: Builder, x: Value, dims: Sequence[int], keep: bool) -> Value:
     """The maximum over some dimensions."""
-    return _reduced(b, x, dims, keep, lambda b, name, rows, n: b.add(steps.MaxPool(b.name(), _shaped(b, name, (1, rows, n)), (1, n), (1, n), (0, 0)), (1, rows, 1)))
+
+    def step(b: Builder, name: str, rows: int, n: int) -> str:
+        image = _shaped(b, name, (1, rows, n))  # a step of its own, which is named before this one
+        return b.add(steps.MaxPool(b.name(), image, (1, n), (1, n), (0, 0)), (1, rows, 1))
+
+    return _reduced(b, x, dims, keep, step)
 
 
 def _reduced(b: Builder, x: Value, dims: Sequence[int], keep: bool, step: Any) -> Value:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from distillrl.actions import FORBIDDEN
 from distillrl.errors import Misconfigured
 from distillrl.packing import SCALE
-from distillrl.students.cnn import Fused, Image, Residual
+from distillrl.students.cnn import Fused, Image, Points, Residual
 from distillrl.students.compact import Rounded
 from distillrl.students.fitted import Fitted
 from distillrl.students.fused import Attention
 from distillrl.students.networks import Network
-from distillrl.targets import arithmetic, fitting, graphs, operators, sensing
+from distillrl.targets import arithmetic, fitting, graphs, numbers, operators, sensing
 from distillrl.targets import plan as steps
 from distillrl.targets.arithmetic import activate
 from distillrl.targets.numbers import Value, combine, in_order, ungrouped, whole
@@ -235,6 +235,16 @@ def _max_pool(b: Builder, x: str, layer: nn.MaxPool2d) -> str | None:
     return b.add(steps.MaxPool(b.name(), x, kernel, stride, padding), (shape[0], rows, columns))
 
 
+def _points(b: Builder, x: str, layer: Points) -> str:
+    channels, rows, columns = b.shapes[x]
+    pixels = whole(b, x, (channels, rows * columns))
+    places = in_order(b, numbers.dense(b, numbers.softmax(b, pixels, -1), layer.places.T, None))
+    strongest = in_order(b, numbers.largest(b, pixels, [-1], True))
+    name = b.add(steps.Concat(b.name(), (places, strongest)), (3 * channels,))
+    order = torch.cat([torch.arange(2 * channels).view(channels, 2), 2 * channels + torch.arange(channels).view(channels, 1)], 1)
+    return in_order(b, Value(name, order.flatten()))
+
+
 def _trees(b: Builder, x: str, layer: Trees) -> str:
     """A scikit-learn tree or forest: its thresholds are float64, and no float32 number lies between one and the float32 below it."""
     total = ""
@@ -295,6 +305,7 @@ LAYERS: dict[type, Callable[[Builder, str, Any], str | None]] = {
     Trees: _trees,
     LogOf: _log_of,
     nn.MaxPool2d: _max_pool,
+    Points: _points,
     Attention: _attention,
     Affine: _affine,
     Renorm: _affine,
