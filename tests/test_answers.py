@@ -91,8 +91,8 @@ def test_training_from_scratch_is_set_beside(tmp_path):
 def test_what_can_not_be_trained_from_scratch_is_said_on_the_page(tmp_path):
     knows = distilled(tmp_path / "r", "discrete", "undertrained")
     config = (tmp_path / "r" / "config.toml").read_text()
-    (tmp_path / "r" / "config.toml").write_text(config.replace('student = "mlp:16"', 'student = "gru:8"'))
-    with pytest.raises(DistillError, match="terms on reward need a student without memory"):
+    (tmp_path / "r" / "config.toml").write_text(config.replace('student = "mlp:16"', 'student = "tree:leaves=8"'))
+    with pytest.raises(DistillError, match="learns by gradients"):
         from_scratch(tmp_path / "r", 1, teacher=knows, env=Shown)
     verdict = json.loads((tmp_path / "r" / "verdict.json").read_text())
     (tmp_path / "r" / "verdict.json").write_text(json.dumps({**verdict, "env_steps": None}))

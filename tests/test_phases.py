@@ -181,7 +181,7 @@ def test_what_can_not_be_is_said_before_round_0(tmp_path):
     said("unknown objective 'forward_kll'.*forward_kl", phase=(Phase(terms=kl, rounds=1), Phase(terms={"forward_kll": 1})))
     said("teacher_temperature = 0", phase=(Phase(terms=kl, rounds=1), Phase(terms={"forward_kl": {"weight": 1, "teacher_temperature": 0}})))
     said("finetune.*--student tree", student="tree:leaves=8", finetune=True)
-    said("a student without memory", Missing, student="gru:8", finetune=True)
+    said("the next state needs a student without memory", student="gru:8", phase=(Phase(terms={"q_learning": 1}),))
     assert Config(finetune=True).finetune
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from distillrl.dataset import MEMORY
 from distillrl.errors import Missing
 from distillrl.objectives.layers import linear
 from distillrl.objectives.matching import inside, pair
@@ -19,7 +20,8 @@ from distillrl.objectives.reward import distillation_rewards, to_go
 from distillrl.objectives.value import state_value
 from distillrl.policies import Policy, as_words
 from distillrl.records import Batch, Prediction, Rollout, need, over_states
-from distillrl.states import Drive, label_all
+from distillrl.senses import window_of
+from distillrl.states import Drive, label_all, told_in_order
 from distillrl.tasks import TASK
 
 HIDDEN = 64
@@ -55,23 +57,22 @@ def enrich(rollout: Rollout, wants: frozenset[str], horizon: Horizon, drive: Dri
 
     ``playing`` is the student that drove; ``learning``, the one whose critic learns, is given the same scale of rewards. The
     scale is the deviation of the first rollout's discounted returns; it stays 1 where a term compares values with the teacher's.
-    Raises Missing for a student that remembers, or a teacher in another family of distributions.
+    A student that remembers sees the rollout again in its order, from the memory with which it drove into it; where that memory has no bound, the one it came to each
+    state with is kept (``extra``, under ``dataset.MEMORY``), for sequences to begin with (stored state, Kapturowski 2019). Raises Missing for a teacher in another family of distributions.
     """
     asked = {w.removeprefix("extra.") for w in wants if w.startswith("extra.")}
     if not asked and "behaviour_log_prob" not in wants:
         return rollout
     if drive.spec.tasks:
         rollout = replace(rollout, task=rollout.obs[TASK][:-1].clone())
-    if playing.init(1):
-        raise Missing("terms on reward need a student without memory: its values are asked for all states at once")
     with torch.no_grad():
-        own = label_all(playing, dict(rollout.obs), as_words(wants, "student"))
+        own, kept = _own(playing, rollout, drive, as_words(wants, "student"))
         acted: Prediction = _first(own, len(rollout.action))
         if "behaviour_log_prob" in wants:
             rollout = replace(rollout, behaviour_log_prob=behaviour(rollout, acted))
         ends = rollout.terminated | rollout.truncated
         reward = rollout.reward * rollout.valid
-        extra: dict[str, Tensor] = {}
+        extra = {MEMORY + name: value[:-1] for name, value in kept.items()}
         if asked & {"advantage", "return"}:
             values = need(own, "value", "the advantage", "this student")
             scale = _scale(reward, ends, horizon.gamma, "teacher.value" in wants, (playing, learning), rollout.task)
@@ -90,6 +91,15 @@ def enrich(rollout: Rollout, wants: frozenset[str], horizon: Horizon, drive: Dri
             theirs, mine = pair(acted, Batch(obs={}, teacher=need_teacher(rollout)), "expected_entropy_regularised")
             extra["future_kl"] = to_go(mine.kl(theirs) * rollout.valid, ends, horizon.gamma, after=True)  # type: ignore[arg-type]  # one family
     return replace(rollout, extra={**rollout.extra, **extra})
+
+
+def _own(playing: Policy, rollout: Rollout, drive: Drive, wants: frozenset[str]) -> tuple[Prediction, dict[str, Tensor]]:
+    """[T + 1, N] what the student that drove says of a rollout's states and of the ones at its end; and what it remembered in each, where that has no bound."""
+    if not playing.init(1):
+        return label_all(playing, dict(rollout.obs), wants), {}
+    starts = torch.cat([rollout.starts, drive.starts.unsqueeze(0)])
+    own, kept = told_in_order(playing, rollout.obs, starts, dict(rollout.memory), wants)
+    return own, kept if window_of(playing) is None else {}
 
 
 def gae(reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, lam: float) -> Tensor:

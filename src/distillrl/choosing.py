@@ -27,7 +27,7 @@ from distillrl.config import Phase
 from distillrl.errors import Misconfigured, Missing
 from distillrl.policies import ACTION, Memory, Policy
 from distillrl.records import Prediction, Rollout, over_states
-from distillrl.states import label_all, refuse_nan
+from distillrl.states import label_all, refuse_nan, told_in_order
 
 SURE = 1e-9
 """The score below which none is told apart."""
@@ -128,11 +128,7 @@ def played_again(student: Policy, rollout: Rollout, memory: Memory) -> Predictio
     """What a student says of all states of a rollout, [T, N, ...]; one that remembers sees them in their order."""
     if not memory:
         return label_all(student, {k: v[:-1] for k, v in rollout.obs.items()}, ACTION)
-    told = []
-    for t in range(len(rollout.action)):
-        prediction, memory = student.act({k: v[t] for k, v in rollout.obs.items()}, memory, rollout.starts[t], ACTION)
-        told.append(prediction)
-    return over_states(lambda *x: torch.stack(x), *told)
+    return told_in_order(student, rollout.obs, rollout.starts, memory, ACTION)[0]
 
 
 SCORES: dict[str, Callable[[Rollout, Sequence[Policy]], Tensor]] = {"entropy": entropy, "disagreement": disagreement}

@@ -24,6 +24,8 @@ NEXT = "next_obs."
 """Before the name of an observation group in a batch's ``extra``: as it was in the state that followed."""
 NEXT_MEMORY = "next_memory."
 """Before the name of a part of the memory with which the student came to that state."""
+MEMORY = "memory."
+"""Before the name of a part of the memory with which a student that remembers without bound came to a state, in ``extra``, where it was kept."""
 IMAGE = 1024
 """Bytes of a group of 8-bit numbers from which on it is an image: labels beside images are kept as float16."""
 HALF = ("teacher.action.logits", "teacher.features.")
@@ -152,8 +154,8 @@ class Dataset:
     def sequences(self, length: int, count: int, burn_in: int, generator: torch.Generator) -> Batch:
         """``count`` stretches of consecutive steps, [T, B, ...] with T = ``length`` (or all, where there are fewer), drawn uniformly.
 
-        Memory is zero at their beginning: the first ``burn_in`` steps don't count (their weight is 0) unless an episode
-        began in the stretch before them (Kapturowski 2019, section 3); nor does what may not be drawn.
+        They begin with the memory that was kept (``MEMORY``), or with zeros: then the first ``burn_in`` steps don't count (their weight is 0) unless
+        an episode began in the stretch before them (Kapturowski 2019, section 3); nor does what may not be drawn.
         """
         slots = self._store["starts"].shape[1]
         length = min(length, self.steps)
@@ -161,12 +163,13 @@ class Dataset:
         slot = torch.randint(slots, (count,), generator=generator)
         rows = (begin + torch.arange(length).unsqueeze(-1)) * slots + slot
         batch = over_states(lambda x: x.unflatten(0, (length, count)), replace(self.at(rows.flatten()), memory={}))
-        assert batch.starts is not None
+        kept = {k[len(MEMORY) :]: v for k, v in batch.extra.items() if k.startswith(MEMORY)}
+        batch = replace(batch, memory={k: v[0] for k, v in kept.items()}, extra={k: v for k, v in batch.extra.items() if not k.startswith(MEMORY)})
         drawable = torch.zeros(self.steps * slots)
         drawable[self.rows] = 1
-        known = batch.starts.cumsum(0) > 0
-        if length > burn_in:
-            known[burn_in:] = True
+        known = self._store["starts"].flatten()[rows].cumsum(0) > 0
+        if kept or length > burn_in:
+            known[0 if kept else burn_in :] = True
         weight = drawable[rows] * known
         return replace(batch, weight=weight if batch.weight is None else weight * batch.weight)
 
@@ -174,6 +177,11 @@ class Dataset:
         """Everything, [steps, N, ...], also what may not be drawn."""
         slots = self._store["starts"].shape[1]
         return over_states(lambda x: x.unflatten(0, (self.steps, slots)), replace(self.at(torch.arange(self.steps * slots)), memory={}))
+
+    @property
+    def recalls(self) -> bool:
+        """Whether the memory with which a student came to each state was kept."""
+        return any(name.startswith(f"extra.{MEMORY}") for name in self._store)
 
     def blank(self, steps: int, slots: int) -> Prediction:
         """Zeros [steps, slots, ...] in the shape of the labels that are here, for states without one."""

@@ -26,7 +26,8 @@ beyond them: in play it was twice as far from its teacher as where each 32 steps
 BURN_IN = 8
 """First steps of a sequence that only fill its memory, where it began in the middle of an episode."""
 WIDER = 8
-"""Times as many states in a batch of sequences: their steps go one after the other, so more of them side by side cost little, and neighbours tell little that is new."""
+"""Times as many states in a batch of sequences: their steps go one after the other, so more of them side by side cost little, and neighbours tell little that is new.
+Not for a policy gradient, which may go over its states only so often."""
 SLOW = 0.005
 """Share by which the slow copy, of which ``next_target`` is asked, follows the student each update (Lillicrap 2016)."""
 
@@ -103,7 +104,7 @@ class Gradient:
             if drawn is not None:
                 batch = self._foreseen(_part(drawn, u * self.batch, (u + 1) * self.batch))
             else:
-                batch = self._foreseen(self._draw(dataset, self.batch * (WIDER if self._remembers else 1), progress))
+                batch = self._foreseen(self._draw(dataset, self.batch * (WIDER if self._remembers and not dataset.recalls else 1), progress))
             prediction = self._predict(batch)
             losses = self._weighted(prediction, batch, weights)
             total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()

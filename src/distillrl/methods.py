@@ -250,7 +250,7 @@ WITHOUT_TEACHER = ("ppo", "distral")
 """The methods that ask the teacher nothing, so that there may be none."""
 
 
-BY_GRADIENT = ("reverse-kl", "fitnets", "actor-mimic", "kickstarting", "ppd", "qdagger", "distillation-as-reward", "entropy-regularised", "distral", "on-policy")
+BY_GRADIENT = ("reverse-kl", "fitnets", "actor-mimic", "kickstarting", "ppd", "qdagger", "distillation-as-reward", "entropy-regularised", "distral", "ppo", "on-policy")
 """The methods that are what they are by their loss, so that a student that is fitted anew each round can't follow them."""
 
 

@@ -50,8 +50,6 @@ def fits(phase: Phase, number: int, wants: frozenset[str], student: Any) -> None
         return
     if "explained_variance" in configuration.bounds(phase.until) and not wants & CRITIC:
         raise Misconfigured(f"phase {number + 1} ends by explained_variance, but none of its terms has a critic: add return_mse")
-    if student.init(1) and any(w == "behaviour_log_prob" or w.startswith("extra.") for w in wants):
-        raise Missing("terms on reward need a student without memory: its values are asked for all states at once; take an mlp, or other terms")
 
 
 def asks(phase: Phase, wants: frozenset[str], grown: bool = False) -> bool:

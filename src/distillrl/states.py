@@ -362,6 +362,18 @@ def label_all(teacher: Policy, obs: dict[str, Tensor], wants: frozenset[str], ba
     return over_states(lambda x: x.unflatten(0, lead), whole)
 
 
+def told_in_order(policy: Policy, obs: Mapping[str, Tensor], starts: Tensor, memory: Memory, wants: frozenset[str]) -> tuple[Prediction, dict[str, Tensor]]:
+    """A policy's prediction of [T, N, ...] states seen one after the other, from the memory with which it came to the first of them; and the
+    memory with which it came to each, {name: [T, N, ...]}.
+    """
+    told, kept = [], []
+    for t in range(len(starts)):
+        kept.append(memory)
+        prediction, memory = policy.act({k: v[t] for k, v in obs.items()}, memory, starts[t], wants)
+        told.append(prediction)
+    return over_states(lambda *x: torch.stack(x), *told), {name: torch.stack([m[name] for m in kept]) for name in kept[0]}
+
+
 def stakes(label: Prediction, valid: Tensor) -> Tensor:
     """[T, N] how much is at stake in each state, 1 on average: V − min Q (Bastani 2018, VIPER, 1805.08328, eq. 4), or its
     soft form by log-probabilities, highest minus lowest, where the teacher gives no Q; 1 where its action has neither.
