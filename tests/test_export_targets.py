@@ -7,6 +7,7 @@ import importlib.util
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ import torch
 from export_cases import BOX, CASES, MEMORY, ROUNDED, differences, mlp, observations
 
 from distillrl import exporting, parity
-from distillrl.errors import Misconfigured, Missing
+from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.students.networks import Network
 from distillrl.targets import plan as steps
 from distillrl.targets import playing
@@ -373,3 +374,22 @@ def test_activations_are_near_the_truth_for_small_and_large_numbers(to, tmp_path
         expected = truth.get(kind, getattr(torch, kind, None))(wide[:, i]).numpy()
         error = np.abs(found[:, i] - expected) / np.maximum(1, np.abs(expected))
         assert error.max() < 1e-6, (kind, x[error.argmax()])
+
+
+@pytest.mark.parametrize("to", ["python", "c", "js", "onnx", "torch"])
+def test_a_full_disk_leaves_what_was_there(to, tmp_path):
+    """A process that may write no file of more than 1,000 bytes: the first export stays, nothing is half-written."""
+    need_runtime(to)
+    first = [f.read_bytes() for f in exporting.export(CASES["discrete"](), to, tmp_path).files]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(Failed, match="File too large"):
+            exporting.export(CASES["discrete"](), to, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert sorted(first) == sorted(p.read_bytes() for p in tmp_path.iterdir())

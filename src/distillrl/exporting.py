@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,20 +93,30 @@ def export(policy: Any, to: str, out: str | Path, *, name: str = "policy", state
         states = visited(loaded, env)
     folder = Path(out)
     module = importlib.import_module(f"distillrl.targets.{target.module}")
+    given: tuple[Any, ...] = (loaded,)
+    if target.reads != "policy":
+        from distillrl.targets.tracing import trace
+
+        given = (trace(loaded, sampled),)
+    more = (_arrays(states, loaded.spec),) if target.reads == "states" else ()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if target.reads == "policy":
-            files, facts = module.write(loaded, passport, folder, name)
-        else:
-            from distillrl.targets.tracing import trace
-
-            plan = trace(loaded, sampled)
-            given = (_arrays(states, loaded.spec),) if target.reads == "states" else ()
-            files, facts = module.write(plan, passport, folder, name, *given)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as made:
+            files, facts = module.write(*given, passport, Path(made), name, *more)
+            files = _settled(files, folder)
     except OSError as error:
         raise Failed(f"export to {folder}: {error.strerror or error}") from None
     main = next(f for f in files if f.suffix == target.main)
     return Export(to, (main, *(f for f in files if f != main)), {**facts, "bytes": sum(f.stat().st_size for f in files)}, sampled, loaded)
+
+
+def _settled(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Whole files, moved to where they belong: a full disk or Ctrl-C leaves what was there. A library's file name has a digest, and older ones go."""
+    for file in files:
+        if file.suffix == ".so":
+            for stale in folder.glob(f"{file.stem.rpartition('-')[0]}-{'[0-9a-f]' * 12}.so"):
+                stale.unlink()
+    return [file.replace(folder / file.name) for file in files]
 
 
 def loaded_with_passport(policy: Any) -> tuple[Any, dict[str, Any]]:

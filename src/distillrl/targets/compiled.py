@@ -31,8 +31,6 @@ def loader(plan: Plan, passport: Mapping[str, Any], folder: Path, name: str) -> 
     made[0].write_text(_shim(plan, name), encoding="utf-8")
     digest = hashlib.sha256("".join((folder / f).read_text(encoding="utf-8") for f in (f"{name}.h", f"{name}.c", f"{name}_python.c")).encode()).hexdigest()[:12]
     library = folder / f"{name}-{digest}.so"  # a name of its own: a library that is loaded already is never taken for this one
-    for stale in folder.glob(f"{name}-{'[0-9a-f]' * 12}.so"):
-        stale.unlink()
     made[1].write_text(_module(plan, passport, name, library.name), encoding="utf-8")
     space: dict[str, Any] = {"__file__": str(made[1]), "__name__": name}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,9 @@ def write(policy: Policy, passport: Mapping[str, Any], folder: Path, name: str) 
     policy = policy.eval()
     program = exported(policy)
     path = folder / f"{name}.pt2"
-    torch.export.save(program, path, extra_files={"passport.json": json.dumps(passport, sort_keys=True)})
+    whole = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, whole, extra_files={"passport.json": json.dumps(passport, sort_keys=True)})
+    path.write_bytes(whole.getbuffer())
     return [path], {"torch": torch.__version__}
 
 
