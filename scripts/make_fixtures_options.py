@@ -256,6 +256,209 @@ def make_d3rlpy() -> None:
         keep(place, ["d3rlpy", "torch"], "discrete" if discrete else "box", {"obs": x, **record}, **({} if discrete else {"bounds": [-2.0, 3.0]}))
 
 
+# ── Keras ──
+
+
+def make_keras() -> None:
+    """Operations of keras.ops, a model inside of a model, a layer used twice, windows, images."""
+    import keras
+    from keras import layers
+
+    x, rng = states(N, OBS).numpy(), np.random.default_rng(0)
+    window, image = states(N, 5, OBS).numpy(), rng.integers(0, 255, (N, 9, 9, 2)).astype(np.float32)
+
+    def flow(build: Any) -> Any:
+        given = keras.Input((OBS,))
+        return keras.Model(given, build(given))
+
+    def inner(given: Any) -> Any:
+        encoder = keras.Sequential([keras.Input((OBS,)), layers.Dense(8, activation="relu"), layers.Dense(OBS, activation="leaky_relu")], name="encoder")
+        return layers.Dense(4)(encoder(encoder(given)))
+
+    def dueling(given: Any) -> Any:
+        latent = layers.Dense(8, activation="relu")(given)
+        v, a = layers.Dense(1)(latent), layers.Dense(4)(latent)
+        return v + a - keras.ops.mean(a, axis=1, keepdims=True)
+
+    def rows(*parts: Any, shape: Any) -> Any:
+        return keras.Sequential([keras.Input(shape), *parts, layers.Dense(4)])
+
+    cases = {
+        "scaled": (lambda: flow(lambda g: layers.Dense(ACT, activation="tanh")(layers.Dense(8, activation="relu")(g)) * 2.0 + 0.5), x, "actions"), "dueling": (lambda: flow(dueling), x, "logits"),
+        "nested": (lambda: flow(inner), x, "logits"), "lstm": (lambda: rows(layers.LSTM(7), shape=(5, OBS)), window, "logits"),
+        "gru": (lambda: rows(layers.GRU(7, return_sequences=True), layers.GRU(6), shape=(5, OBS)), window, "logits"),
+        "images": (lambda: rows(layers.Rescaling(1 / 255.0), layers.Conv2D(3, 3, padding="same", strides=2), layers.BatchNormalization(), layers.ReLU(negative_slope=0.1), layers.MaxPooling2D(2), layers.Flatten(), shape=(9, 9, 2)), image, "logits"),
+    }  # fmt: skip
+    for name, (build, given, said) in cases.items():
+        keras.utils.set_random_seed(0)
+        model = build()
+        for weight in model.weights:
+            value = np.asarray(weight) + 0.3 * rng.standard_normal(weight.shape)
+            weight.assign((np.abs(value) + 0.2 if "variance" in weight.path else value).astype(np.float32))
+        place = folder(f"keras_{name}")
+        model.save(place / "model.keras")
+        answer = keras.models.load_model(place / "model.keras").predict(given, verbose=0)
+        keep(place, ["keras"], "box" if said == "actions" else "discrete", {"obs": given, said: answer})
+
+
+# ── SBX and CleanRL's Jax files ──
+
+
+def make_sbx() -> None:
+    """An activation with a derivative of its own (pickled otherwise than compiled ones), and CrossQ."""
+    import flax.linen as fnn
+    import gymnasium as gym
+    import jax
+    import sbx
+    from make_fixtures_formats import pack
+
+    class Sampled(gym.Env):
+        def __init__(self, action: Any) -> None:
+            self.observation_space, self.action_space = gym.spaces.Box(-10, 10, (OBS,)), action
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return self.observation_space.sample(), {}
+
+        def step(self, action: Any) -> Any:
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    box = gym.spaces.Box(np.full(ACT, -2, np.float32), np.full(ACT, 3, np.float32))
+    x = states(N, OBS).numpy()
+    for name, kind, action, more in (("ppo_relu", sbx.PPO, box, {"activation_fn": fnn.relu}), ("crossq", sbx.CrossQ, box, {})):
+        off = {} if kind is sbx.PPO else {"learning_starts": 1, "buffer_size": 100}
+        model = kind("MlpPolicy", Sampled(action), policy_kwargs={"net_arch": {"pi": [8, 7], "qf": [6], "vf": [6]} if kind is sbx.PPO else {"pi": [8, 7], "qf": [6]}, **more}, seed=0, **off)
+        keys = iter(jax.random.split(jax.random.PRNGKey(1), 500))
+
+        def moved(p: Any, keys: Any = keys) -> Any:
+            return p + 0.3 * jax.random.normal(next(keys), np.shape(p)) if hasattr(p, "dtype") and p.dtype.kind == "f" else p
+
+        for part in ("actor_state", "qf_state", "vf_state"):
+            state = getattr(model.policy, part, None)
+            if state is not None:
+                state = state.replace(params=jax.tree_util.tree_map(moved, state.params))
+                if getattr(state, "batch_stats", None):
+                    state = state.replace(batch_stats=jax.tree_util.tree_map(lambda p: abs(moved(p)) + 0.2 if hasattr(p, "dtype") and p.dtype.kind == "f" else p, state.batch_stats))
+                setattr(model.policy, part, state)
+        place = folder(f"sbx_{name}")
+        model.save(place / "model.zip")
+        pack(place / "model.zip")
+        keep(place, ["sbx-rl", "jax", "flax"], "box", {"obs": x, "actions": kind.load(place / "model.zip").predict(x, deterministic=True)[0]}, bounds=[-2.0, 3.0])
+
+
+def make_cleanrl_jax() -> None:
+    """What CleanRL's dqn_jax.py, c51_jax.py and ddpg_continuous_action_jax.py write: flax's ``to_bytes``, of the same networks, narrower."""
+    import flax.linen as fnn
+    import flax.serialization
+    import jax
+    import jax.numpy as jnp
+
+    class Network(fnn.Module):
+        outputs: int
+        last: Any = None
+
+        @fnn.compact
+        def __call__(self, x: Any) -> Any:
+            x = fnn.relu(fnn.Dense(8)(x))
+            x = fnn.relu(fnn.Dense(7)(x))
+            x = fnn.Dense(self.outputs)(x)
+            return x if self.last is None else self.last(x)
+
+    x = states(N, OBS).numpy()
+
+    def made(network: Any) -> Any:
+        keys = iter(jax.random.split(jax.random.PRNGKey(1), 50))
+        return jax.tree_util.tree_map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), network.init(jax.random.PRNGKey(0), x))
+
+    def write(name: str, tree: Any, action: str, record: dict[str, Any], **about: Any) -> None:
+        place = folder(f"cleanrl_flax_{name}")
+        (place / f"{name}.cleanrl_model").write_bytes(flax.serialization.to_bytes(tree))
+        keep(place, ["flax", "jax"], action, {"obs": x, **record}, **about)
+
+    values, atoms, actor = Network(4), Network(4 * 11), Network(ACT, fnn.tanh)
+    weights = made(values)
+    write("dqn_jax", weights, "discrete", {"q": values.apply(weights, x)})
+    weights = made(atoms)
+    chances = fnn.softmax(atoms.apply(weights, x).reshape(N, 4, 11), axis=-1)
+    write("c51_jax", {"model_weights": weights, "args": {"env_id": "CartPole-v1", "n_atoms": 11, "v_min": -5.0, "v_max": 5.0}}, "discrete", {"q": (chances * jnp.linspace(-5, 5, 11)).sum(-1)})
+    weights = made(actor)
+    write("ddpg_jax", [weights, made(Network(1))], "box", {"actions": actor.apply(weights, x)}, bounds=[-1.0, 1.0])
+
+
+# ── RLlib ──
+
+
+def make_rllib() -> None:
+    """The new stack with MeanStdFilter, with an LSTM, and DQN with atoms; what a policy needs of the checkpoints."""
+    import shutil
+
+    import gymnasium as gym
+    import ray
+    from ray.rllib.algorithms.dqn import DQNConfig
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.connectors.env_to_module import MeanStdFilter
+    from ray.rllib.utils.filter import MeanStdFilter as Filter
+    from ray.rllib.utils.filter import RunningStat
+
+    class Sampled(gym.Env):
+        def __init__(self, config: Any) -> None:
+            self.observation_space, self.action_space, self.steps = gym.spaces.Box(-10, 10, (OBS,), np.float32), gym.spaces.Discrete(4), 0
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            self.steps = 0
+            return self.observation_space.sample(), {}
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            return self.observation_space.sample(), 0.0, self.steps > 10, False, {}
+
+    ray.init(num_cpus=1, include_dashboard=False, ignore_reinit_error=True, logging_level="ERROR")
+    x, xs, begin = states(N, OBS), states(T, ENVS, OBS), starts()
+    whole = Path("/tmp/rllib_checkpoint")
+    for name in ("filter", "lstm", "atoms"):
+        c = (DQNConfig if name == "atoms" else PPOConfig)().environment(Sampled).learners(num_learners=0)
+        c = c.env_runners(num_env_runners=0, **({"env_to_module_connector": lambda *_, **__: MeanStdFilter()} if name == "filter" else {}))
+        c = c.rl_module(model_config={"fcnet_hiddens": [8, 7], **({"use_lstm": True, "lstm_cell_size": 5} if name == "lstm" else {})})
+        c = c.training(num_atoms=5, v_min=-3.0, v_max=3.0) if name == "atoms" else c
+        algorithm = c.build_algo()
+        module = shaken(algorithm.learner_group._learner.module["default_policy"], 0.2)
+        if name == "filter":
+            algorithm.env_runner.sample(num_timesteps=120, random_actions=True)
+        shutil.rmtree(whole, ignore_errors=True)
+        algorithm.save_to_path(str(whole))
+        record: dict[str, Any] = {"obs": x}
+        with torch.no_grad():
+            if name == "filter":
+                seen = Filter(shape=(OBS,), clip=10.0)
+                kept = algorithm.env_runner._env_to_module.connectors[0].get_state()[None]
+                seen.running_stats = RunningStat.from_state(kept["running_stats"][0])
+                record["logits"] = module.forward_inference({"obs": torch.stack([torch.as_tensor(seen(o.numpy(), update=False)) for o in x])})["action_dist_inputs"]
+            elif name == "atoms":
+                record["q"] = module.compute_q_values({"obs": x})["qf_preds"]
+            else:
+                first = {who: {k: torch.as_tensor(v).expand(ENVS, *v.shape).clone() for k, v in part.items()} for who, part in module.get_initial_state().items()}
+                memory, logits, values = first, [], []
+                for t in range(T):
+                    for part in memory.values():
+                        for v in part.values():
+                            v[torch.as_tensor(begin[t])] = 0
+                    given = {"obs": xs[t][:, None], "state_in": memory}
+                    values.append(module.compute_values(given)[:, 0])
+                    out = module.forward_train(given)
+                    memory = {who: {k: v.clone() for k, v in part.items()} for who, part in out["state_out"].items()}
+                    logits.append(out["action_dist_inputs"][:, 0])
+                record = {"obs": xs, "starts": begin, "logits": torch.stack(logits), "value": torch.stack(values)}
+        place = folder(f"rllib_{name}") / "checkpoint"
+        for file in whole.rglob("*"):
+            needed = "default_policy" in file.parts or "env_to_module_connector" in file.parts or file.name == "rllib_checkpoint.json"
+            if file.is_file() and needed and "optim" not in file.name:
+                target = place / file.relative_to(whole)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+        keep(place.parent, ["ray", "torch"], "discrete", record)
+        algorithm.stop()
+    ray.shutdown()
+
+
 MAKERS = {name.removeprefix("make_"): value for name, value in list(globals().items()) if name.startswith("make_")}
 
 if __name__ == "__main__":

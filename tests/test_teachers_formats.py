@@ -26,8 +26,10 @@ from torch import nn
 from distillrl.errors import DistillError, Failed, Misconfigured, Missing
 from distillrl.records import ActionSpace, Group, Spec
 from distillrl.students.networks import Network
-from distillrl.teachers import Options, load
+from distillrl.teachers import Options, flax, load
 from distillrl.teachers.graphpolicy import GraphPolicy
+from distillrl.teachers.pickles import Global, Made
+from distillrl.teachers.writer import Weights, Writer, policy
 
 FOLDERS = sorted(p.name for p in DATA.iterdir() if "onnx" not in p.name)
 CASES = [(name, file.name) for name in FOLDERS for file in files(DATA / name)]
@@ -77,6 +79,43 @@ def test_loading_is_quick_and_a_converted_forward_costs_what_torch_costs() -> No
         load(path, Options(), env)
         quickest = min(quickest, time.process_time() - begin)
     assert quickest < 0.05
+
+
+def test_jaxs_activations_are_those_that_the_file_names() -> None:
+    """Jax's gelu is the tanh form; a function of no library is refused, not taken for the default."""
+    assert flax._sbx_activation({"activation_fn": Global("jax._src.nn.functions", "gelu")}, "ppo") == "gelu_tanh"
+    assert flax._sbx_activation({"activation_fn": Global("flax.linen", "swish")}, "ppo") == "silu"
+    assert flax._sbx_activation({"activation_fn": None}, "sac") == "relu"
+    for other in (Global("my_project", "relu"), Made(Global("my_project", "thing"), ()), Global("jax.nn", "glu")):
+        with pytest.raises(Missing, match="activation"):
+            flax._sbx_activation({"activation_fn": other}, "ppo")
+
+
+def test_a_number_that_equals_the_trials_batch_is_that_number() -> None:
+    """Five quantiles of each action, while five states are tried: neither stands for the other."""
+    for count in (5, 7, 11, 13):
+        w = Writer(Weights({"a": torch.randn(4 * count, 3)}, "here"), "relu", None)
+        q = w.tracer.call("linear", w.observation(3), w.constant(w.weights["a"]), None)
+        w.gives(w.tracer.call("mean", w.tracer.call("unflatten", q, 1, (-1, count)), (-1,)), "greedy")
+        assert w.tracer.shape(q)[0] == w.tracer.batch
+        played = policy(w, None, None, "here", {"notes": []})
+        prediction, _ = played.act({"obs": torch.randn(2, 3)}, {}, None, frozenset({"q"}))
+        assert prediction.q.shape == (2, 4)
+
+
+def test_skrls_doubts_are_said() -> None:
+    """An activation and an ending that the file doesn't tell are said, and may be named."""
+    expected = dict(np.load(DATA / "skrl_own_shared" / "expected.npz"))
+    agent = DATA / "skrl_own_shared" / "agent.pt"
+    plain = load(agent, Options(), environment(DATA / "skrl_own_shared"))
+    assert any("ends in tanh" in note for note in plain.info["notes"])
+    assert any("elu is skrl's default" in note for note in plain.info["notes"])
+    ended = load(agent, Options(format="skrl:elu+tanh"), spec(6, 3, 2.0))
+    x = torch.as_tensor(expected["obs"])
+    mean = plain.act({"obs": x}, {}, None)[0].action.mean
+    assert torch.allclose(ended.act({"obs": x}, {}, None)[0].action.mode, 2 * torch.tanh(mean), atol=1e-5)
+    with pytest.raises(Misconfigured, match="may be said to"):
+        load(DATA / "rsl_rl_mlp" / "model_1500.pt", Options(format="rsl_rl:elu+tanh"), spec(6, 3))
 
 
 # ── scripts ──

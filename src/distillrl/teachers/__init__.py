@@ -81,6 +81,7 @@ FORMATS: tuple[Format, ...] = (
     Format("rllib", "RLlib checkpoint folder", _by("distillrl.teachers.rllib"), "distillrl.teachers.rllib"),
     Format("sbx", "SBX (SB3 in Jax)", _by("distillrl.teachers.flax"), "distillrl.teachers.flax"),
     Format("brax", "Brax and flax parameters", _by("distillrl.teachers.flax"), "distillrl.teachers.flax"),
+    Format("cleanrl_flax", "CleanRL in Jax (flax's msgpack)", _by("distillrl.teachers.cleanrl_flax"), "distillrl.teachers.cleanrl_flax"),
     Format("remote", "a server, or a language model (.toml)", _by("distillrl.teachers.remote"), "distillrl.teachers.remote"),
     Format("state_dict", "bare weights (torch.save, safetensors)", _by("distillrl.teachers.statedicts"), "distillrl.teachers.statedicts"),
     *(Format(name, f"weights of {name}", _never, "distillrl.teachers.statedicts") for name in WEIGHTS),

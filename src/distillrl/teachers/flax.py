@@ -19,7 +19,8 @@ from distillrl.records import ActionSpace, Spec
 from distillrl.teachers import pickles, spaces
 from distillrl.teachers.archives import Archive, names_in, read_file, read_json
 from distillrl.teachers.graph import Ref
-from distillrl.teachers.pickles import Global, Made
+from distillrl.teachers.operators import ACTIVATIONS
+from distillrl.teachers.pickles import Global, Made, shown
 from distillrl.teachers.sizes import Visits
 from distillrl.teachers.writer import Weights, Writer, check_activation, policy
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 JAX_ARRAY = "jax._src.array._reconstruct_array"
+JAX_ACTIVATIONS = {"swish": "silu", "gelu": "gelu_tanh", "hard_tanh": "hardtanh", "hard_swish": "hardswish", "hard_silu": "hardswish", "soft_sign": "softsign", "log_sigmoid": "logsigmoid"}
+"""Jax's names of activations that torch calls otherwise; its gelu is the tanh form by default."""
+RENORM_EPSILON = 1e-3
 
 
 def sniff(path: Path) -> bool:
@@ -85,8 +89,11 @@ def _tensor(value: Any, where: str) -> Tensor | None:
 class Layers:
     """Dense layers by number, written down in order; flax keeps kernels as [in, out]."""
 
-    def __init__(self, writer: Writer, tensors: Mapping[str, Tensor], stem: str) -> None:
-        self.w, self.tensors, self.stem = writer, tensors, stem
+    def __init__(self, writer: Writer, tensors: Mapping[str, Tensor], stem: str, statistics: Mapping[str, Tensor] | None = None) -> None:
+        self.w, self.stem = writer, stem
+        renorms = {n: t for n, t in tensors.items() if statistics and "BatchRenorm_" in n}
+        self.tensors = tensors = {n: t for n, t in tensors.items() if n not in renorms}
+        self.renorms, self.statistics = renorms, statistics or {}
         numbers = sorted(int(m.group(1)) for n in tensors if (m := re.fullmatch(rf"(?:.*\.)?{stem}(\d+)\.kernel", n)))
         self.names = [next(n for n in tensors if re.fullmatch(rf"(?:.*\.)?{stem}{k}\.kernel", n)).removesuffix(".kernel") for k in numbers]
         odd = sorted({n.rsplit(".", 1)[0] for n in tensors} - set(self.names) - {n.rsplit(".", 1)[0] for n in tensors if n.endswith("log_std")})
@@ -97,6 +104,17 @@ class Layers:
     def width(self) -> int:
         """Numbers that the first takes."""
         return int(self.tensors[f"{self.names[0]}.kernel"].shape[0])
+
+    def normed(self, x: Ref, index: int) -> Ref:
+        """CrossQ's BatchRenorm before a layer, with its running statistics; nothing where there is none."""
+        mean, variance = (next((t for n, t in self.statistics.items() if n.endswith((f"BatchRenorm_{index}.{k}", f"BatchRenorm_{index}.ra_{k}"))), None) for k in ("mean", "var"))
+        if not any("BatchRenorm_1." in n for n in self.renorms):  # one alone is made and not applied (batch_norm_actor=False)
+            return x
+        if mean is None or variance is None:
+            raise Failed(f"{self.w.weights.where}: it lacks the running statistics of BatchRenorm_{index}")
+        scale, bias = (next((t for n, t in self.renorms.items() if n.endswith(f"BatchRenorm_{index}.{k}")), d) for k, d in (("scale", torch.ones_like(mean)), ("bias", torch.zeros_like(mean))))
+        factor = scale.double() / (variance.double() + RENORM_EPSILON).sqrt()
+        return self.w.ranged(x, factor.float(), (bias.double() - mean.double() * factor).float())
 
     def dense(self, x: Ref, index: int) -> Ref:
         """One layer."""
@@ -109,8 +127,8 @@ class Layers:
     def hidden(self, x: Ref, last: int = 1) -> Ref:
         """All but the last few, each followed by the activation."""
         for i in range(len(self.names) - last):
-            x = self.w.act(self.dense(x, i))
-        return x
+            x = self.w.act(self.dense(self.normed(x, i), i))
+        return self.normed(x, len(self.names) - last)
 
     def whole(self, x: Ref) -> Ref:
         """All, the last without an activation."""
@@ -142,13 +160,17 @@ def _saved_by(archive: Archive) -> str:
 
 def _sbx_activation(state: Mapping[str, Any], algorithm: str) -> str:
     given = state.get("activation_fn")
+    if given is None:
+        return "tanh" if algorithm == "ppo" else "relu"
     name = ""
-    if isinstance(given, Made) and isinstance(given.state, Mapping):
-        name = str(given.state.get("function_name", ""))
-    elif isinstance(given, Global):
+    if isinstance(given, Made) and isinstance(given.state, Mapping):  # a function that Jax compiles, or one with a derivative of its own
+        name = str(given.state.get("function_name") or (given.state.get("__name__") if str(given.state.get("__module__")).startswith(("jax", "flax")) else ""))
+    elif isinstance(given, Global) and given.module.startswith(("jax", "flax")):
         name = given.name
-    name = {"swish": "silu", "": "tanh" if algorithm == "ppo" else "relu"}.get(name, name)
-    return check_activation(name)
+    name = JAX_ACTIVATIONS.get(name, name)
+    if name not in ACTIVATIONS and name != "gelu_tanh":
+        raise Missing(f"an activation of SBX's policy ({shown(name) or 'of no name'}) is not known here")
+    return name
 
 
 def _sbx_write(w: Writer, algorithm: str, state: Mapping[str, Any], where: str) -> None:
@@ -163,20 +185,25 @@ def _sbx_write(w: Writer, algorithm: str, state: Mapping[str, Any], where: str) 
         w.gives(layers.whole(w.observation(layers.width)), "greedy")
         return
     weights = tensors("actor_state")
-    actor = Layers(w, weights, "Dense_")
+    made = state.get("actor_state")
+    statistics = made.state.get("batch_stats") if isinstance(made, Made) and isinstance(made.state, Mapping) else None
+    actor = Layers(w, weights, "Dense_", parameters(statistics, where) if statistics is not None else None)
     x = w.observation(actor.width)
     if algorithm == "ppo":
         critic = Layers(w, tensors("vf_state"), "Dense_")
         log_std = next((t for n, t in weights.items() if n.endswith("log_std")), None)
         boxed = w.space is not None and w.space.kind == "box"
-        w.gives(actor.whole(x), "gaussian" if boxed else "categorical", log_std=log_std if boxed else None, value=critic.whole(x))
-    elif algorithm in {"sac", "tqc"}:
+        raw = actor.whole(x)
+        if w.space is not None and w.space.kind == "multibinary":  # two logits a switch, off and on
+            raw = w.tracer.call("linear", raw, w.constant(torch.kron(torch.eye(w.space.size), torch.tensor([[-1.0, 1.0]]))), None)
+        w.gives(raw, "gaussian" if boxed else "categorical", log_std=log_std if boxed else None, value=critic.whole(x))
+    elif algorithm in {"sac", "tqc", "crossq"}:
         latent, n = actor.hidden(x, 2), len(actor.names)
         w.gives(actor.dense(latent, n - 2), "squashed", log_std=w.tracer.call("clamp", actor.dense(latent, n - 1), -20.0, 2.0))
     elif algorithm in {"td3", "ddpg"}:
         w.gives(actor.whole(x), "tanh")
     else:
-        raise Missing(f"{where}: SBX's {algorithm} is not known here; PPO, SAC, TQC, TD3, DDPG and DQN are")
+        raise Missing(f"{where}: SBX's {algorithm} is not known here; PPO, SAC, TQC, CrossQ, TD3, DDPG and DQN are")
 
 
 # ── Brax ──
