@@ -136,6 +136,11 @@ def test_a_run_on_a_budget_of_labels_learns(tmp_path, kind):
     assert result.verdict["retention"]["value"] > 0.8
 
 
+def test_where_all_episodes_end_at_once_a_teacher_that_drives_is_asked_for_an_action_all_the_same(tmp_path):
+    result = run(tmp_path, method="behaviour-cloning", choose="random", env_steps=400, until="none", verdict_episodes=4, select_episodes=4)
+    assert result.verdict["teacher_labels"] == result.verdict["env_steps"], "but steps that only reset are no labels"
+
+
 def test_a_resumed_run_asks_and_learns_the_same(tmp_path):
     teacher, asked = counting()
     phase = Phase(beta="power(0)", choose="disagreement", ask=0.2, first=20, steps=10, updates=2, committee=2, terms=KL)

@@ -10,6 +10,8 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,9 +22,12 @@ from torch import nn
 
 import distillrl
 from distillrl import config as configuration
-from distillrl import distillation
+from distillrl import distillation, selecting
+from distillrl.actions import Deterministic
+from distillrl.agreeing import Agreed
 from distillrl.config import Config, Phase
 from distillrl.errors import Failed, Misconfigured, Missing
+from distillrl.records import Prediction, Progress
 
 
 class Corridor(gymnasium.Env):
@@ -226,8 +231,17 @@ def test_a_run_ended_by_the_clock_notes_its_round(tmp_path):
     result = run(tmp_path, until="none", env_steps=10**6, seconds=0.5)
     assert result.verdict["ended_by"] == "seconds"
     config = tomllib.loads((result.folder / "config.toml").read_text())
-    assert config["rounds"] == result.verdict["rounds"]
+    assert config["last_round"] == result.verdict["rounds"]
     assert "seconds" not in config
+
+
+def test_a_run_ended_by_the_clock_comes_again_whatever_hangs_on_shares_of_the_budget(tmp_path):
+    phases = tuple(Phase(terms={"forward_kl": 1}, lr=lr, steps=8, first=8, until=until) for lr, until in ((1e-2, "spent=0.5"), (0.1, "none")))
+    first = run(tmp_path, until="none", env_steps=10**6, seconds=0.3, phase=phases)
+    written = configuration.build(configuration.read(first.folder / "config.toml"), "config.toml")
+    again = distillrl.distill(steer("discrete"), lambda: Corridor(), config=written, out=tmp_path / "again")
+    assert again.verdict["rounds"] == first.verdict["rounds"] > 1
+    assert (first.folder / "student.safetensors").read_bytes() == (again.folder / "student.safetensors").read_bytes()
 
 
 def test_phases_follow_each_other_and_terms_mix(tmp_path):
@@ -332,6 +346,37 @@ def test_a_place_that_cannot_be_written_fails_before_the_work(tmp_path):
     blocked.write_text("")
     with pytest.raises(Failed, match="can't be written"):
         distillrl.distill(steer("discrete"), lambda: Corridor(), config=small(), out=Path(blocked) / "r")
+
+
+def test_the_student_that_is_kept_is_one_that_reached_the_aim():
+    student = SimpleNamespace(artifact_tensors=dict, header=dict)
+    state: Any = SimpleNamespace(hard={"judged": None}, best=None, progress=Progress())
+    for number, (mean, reached, kept) in enumerate([(5.0, False, 0), (4.0, True, 1), (9.0, False, 1), (4.5, True, 3)]):
+        state.progress = Progress(round=number)
+        selecting._keep_best(state, student, mean, reached)
+        assert state.best["round"] == kept
+
+
+class Free(Corridor):
+    """Pushed by any number there is."""
+
+    def __init__(self):
+        super().__init__("box")
+        self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+def test_actions_without_bounds_are_held_against_how_the_teachers_spread(tmp_path):
+    result = distillrl.distill(lambda obs: -2 * obs[:, :1], Free, config=small(until="none", env_steps=300, verdict_episodes=4, select_episodes=4), out=tmp_path / "r")
+    assert result.verdict["agreement"] < 0.9
+    assert all(json.loads(line)["agreement"] < 0.9 for line in (result.folder / "metrics.jsonl").read_text().splitlines())
+    loaded = distillrl.load(result.folder / "student.safetensors")
+    assert loaded.spec.action.high == (float("inf"),)
+    low, high = torch.tensor([-np.inf]), torch.tensor([np.inf])
+    agreed = Agreed(2)
+    for there, mine in ((0.0, 0.0), (10.0, 10.3), (20.0, 22.0)):  # a standard deviation of 7.5, of which 5 % are 0.37
+        said = (Prediction(Deterministic(torch.full((2, 1), x), low, high)) for x in (mine, there))
+        agreed.add(np.arange(2), np.array([True, there < 15]), *said)
+    assert agreed.steps().tolist() == [2, 2]
 
 
 class Chancy(Corridor):

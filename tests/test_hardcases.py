@@ -9,10 +9,13 @@ import torch
 from gymnasium import spaces
 
 import distillrl
-from distillrl import checkpoints, envs, hardcases, selecting
+from distillrl import checkpoints, envs, hardcases, rounds, selecting
+from distillrl.beginning import begin
 from distillrl.config import Config, Phase
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Misconfigured
+from distillrl.runs import Folder
+from distillrl.settling import settle
 
 pytest.importorskip("sklearn")
 
@@ -64,6 +67,16 @@ def test_bad_starts_are_found_learnt_from_and_gone(tmp_path):
     assert starts["starts"] >= 120
     assert starts["worst"] == 10
     assert result.verdict["ended_by"] == "aim"
+
+
+def test_a_round_from_bad_starts_is_labelled_within_the_budget(tmp_path):
+    setup = settle(config(student="mlp:4", labels=40, backend="gymnasium:1", phase=(Phase(choose="random", ask=0.5, terms={"forward_kl": "1"}),)), teacher, Trap)
+    state = begin(setup)
+    state.hard |= {"bad": [3, 4], "length": 10}
+    rounds.play(setup, state, Folder.create(tmp_path / "r", "E"))
+    assert state.hard["bad"] == []
+    assert 0 < state.progress.labels <= 40
+    state.drive.vector.close()
 
 
 def test_the_search_can_be_turned_off_and_networks_have_it_off(tmp_path):

@@ -145,6 +145,9 @@ def test_states_from_before_there_were_weights_count_once():
     data.append(replace(rollout, weight=torch.full(rollout.valid.shape, 3.0)))
     weight = data.at(data.rows).weight
     assert sorted(set(weight.tolist())) == [1.0, 3.0]
+    for _ in range(4):
+        data.append(rollout)
+    assert len(data.at(data.rows).weight) == len(data), "what a later phase has none of has room for it all the same"
 
 
 def test_gradients_100_to_1_are_warned_of(tmp_path):

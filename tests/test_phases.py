@@ -12,7 +12,7 @@ from gymnasium import spaces
 from test_distillation import Corridor, run, small, steer
 
 from distillrl import config as configuration
-from distillrl import evaluation, methods, phases, rounds
+from distillrl import envs, evaluation, methods, phases, rounds, students, weights
 from distillrl.beginning import begin
 from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
@@ -20,9 +20,11 @@ from distillrl.dataset import Dataset
 from distillrl.distillation import _end_of_round, _rounds
 from distillrl.envs import Seeds
 from distillrl.errors import Misconfigured, Missing
+from distillrl.policies import ACTION
 from distillrl.records import Prediction, Progress, Rollout
 from distillrl.runs import Folder
 from distillrl.settling import settle
+from distillrl.states import Drive, Who
 
 QUICK = {"verdict_episodes": 4, "select_episodes": 4, "backend": "gymnasium:1"}
 
@@ -85,6 +87,15 @@ def test_phases_follow_one_another_by_figures(tmp_path):
     assert [line["phase"] for line in lines][len(ended) :] == [1, 1]
 
 
+def test_schedules_of_a_phase_begin_with_it_and_what_they_bring_to_nothing_is_not_warned_of(tmp_path):
+    first, second = Phase(beta="1", terms={"forward_kl": 1}, rounds=2), Phase(terms={"forward_kl": 1, "reverse_kl": "power(0)"}, rounds=2)
+    rows = lines_of(run(tmp_path, phase=(first, second), until="none", env_steps=2000, **QUICK))
+    assert rows[2]["term.reverse_kl"] > 0 == rows[3]["term.reverse_kl"]
+    assert not {"share.reverse_kl", "warning"} & set(rows[3])
+    late = phases.at(Progress(round=12, rounds=20), 2)
+    assert (weights.parse("linear(1, 0, over=4)")(late), late.fraction) == (0.5, 0.6)
+
+
 def test_finetune_is_appended_to_any_method_and_printed(tmp_path):
     settled = settle(small(method="gkd", finetune=True, backend="gymnasium:1"), steer("discrete"), lambda: Corridor()).config
     assert [p.train for p in settled.phase] == ["all", "value", "all"]
@@ -122,6 +133,22 @@ def test_learning_by_reward_asks_the_teacher_nothing(tmp_path):
     assert "explained_variance" in line
 
 
+def test_a_teacher_that_remembers_looks_on_where_it_is_asked_nothing():
+    setup = settle(small(slots=4, backend="gymnasium:1"), steer("discrete"), lambda: Corridor())
+    spec = setup.spec
+    remembering = students.make("gru:4", spec, torch.Generator().manual_seed(0))
+    drive = Drive(envs.make(setup.options, 4, Seeds(0, "train")), spec, torch.Generator())
+    student = students.make("mlp:4", spec, torch.Generator().manual_seed(0))
+    drive.begin(remembering, student)
+    before = {k: v.clone() for k, v in drive.memory["teacher"].items()}
+    with torch.no_grad():
+        given = drive.collect(3, Who(0.0), remembering, student, ACTION, frozenset(spec.observations), labelling=False)
+    assert given.teacher is None
+    assert not given.labelled.any()
+    assert any(not torch.equal(v, drive.memory["teacher"][k]) for k, v in before.items())
+    drive.vector.close()
+
+
 def test_a_later_phase_finds_labels_for_its_own_terms_in_older_states(tmp_path):
     first, second = Phase(beta="1", terms={"forward_kl": 1}, rounds=1), Phase(beta="1", terms={"mse": 1}, rounds=1)
     assert run(tmp_path, phase=(first, second), until="none", **QUICK).verdict["rounds"] == 2
@@ -133,9 +160,15 @@ def test_a_later_phase_finds_labels_for_its_own_terms_in_older_states(tmp_path):
     assert data.rows.tolist() == [2, 3], "the first two states were never asked for a value"
 
 
-def test_resuming_in_a_later_phase_that_keeps_otherwise_gives_the_same(tmp_path):
-    order = (Phase(beta="1", keep="round", terms={"forward_kl": 1}, rounds=2, updates=4), Phase(beta="0", terms={"forward_kl": 1}, updates=4))
-    setup = settle(small(phase=order, slots=4, backend="gymnasium:1", rounds=8, until="none", select_episodes=2, checkpoint_seconds=1e9), steer("discrete"), lambda: Corridor())
+EACH = Phase(beta="1", keep="round", terms={"forward_kl": 1}, updates=4)
+SEEN_LATE = replace(EACH, steps=6, first=6)
+"""Rounds in the middle of an episode, whose first states remember the last round's."""
+
+
+@pytest.mark.parametrize(("order", "see"), [((replace(EACH, rounds=2), replace(EACH, beta="0", keep="all")), None), ((SEEN_LATE,), "stack=3"), ((replace(SEEN_LATE, keep="all", rounds=2), SEEN_LATE), "delay=2")])
+def test_resuming_gives_the_same_whatever_the_phases_keep(tmp_path, order, see):
+    settings = {"slots": 4, "backend": "gymnasium:1", "rounds": 8, "until": "none", "select_episodes": 2, "checkpoint_seconds": 1e9}
+    setup = settle(small(phase=order, see=see, **settings), steer("discrete"), lambda: Corridor())
     folder = Folder.create(tmp_path / "r", "E")
     folder.write_config(setup.config)
     state = begin(setup)

@@ -258,6 +258,13 @@ def test_an_environment_plays_the_student_and_a_teacher_labels_anew(tmp_path, pl
     assert "retention is null: there is no teacher to compare with" in without.verdict["notes"]
 
 
+def test_an_agreement_reached_on_held_out_episodes_ends_a_run_that_was_not_played_yet(tmp_path, played):
+    result = run(tmp_path, played / "discrete", env=lambda: Corridor("discrete"), until="agreement=0.2")
+    assert result.verdict["ended_by"] == "aim"
+    assert result.verdict["rounds"] < 8, "the first round to be played after"
+    assert result.verdict["student"]["return"]["episodes"] == 12
+
+
 def test_a_label_budget_asks_about_so_many_states(tmp_path, played):
     result = run(tmp_path, played / "discrete", steer("discrete"), labels=50, rounds=3)
     assert result.verdict["teacher_labels"] == 50

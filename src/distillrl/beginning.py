@@ -58,7 +58,7 @@ class State:
     progress: Progress = field(default_factory=Progress)
     phase_round: int = 0
     best: dict[str, Any] | None = None
-    """{"mean", "round", "tensors", "header"} of the best evaluated student."""
+    """{"mean", "round", "tensors", "header", "judged", "reached"} of the best evaluated student."""
     baseline: dict[str, Any] = field(default_factory=dict)
     """Mean returns of teacher and random policy on the selecting seeds."""
     hard: dict[str, Any] = field(default_factory=lambda: {"next": 0, "steps": 0, "found": 0, "known": [], "bad": [], "length": 0, "judged": None})

@@ -19,7 +19,7 @@ _PLAIN = ("phase_round", "hard", "imitability", "baseline", "evaluations", "eval
 
 def save(state: State, folder: Folder) -> None:
     """Write what has come since the last checkpoint, and where the run stands."""
-    part: dict[str, Any] = state.dataset.since(state.saved_steps) if state.dataset.keep == "all" else {}
+    part: dict[str, Any] = state.dataset.since(state.saved_steps) if state.dataset.keep == "all" else state.dataset.tail()
     state.parts, state.saved_steps = state.parts + 1, state.dataset.steps
     folder.checkpoint(
         {
@@ -59,7 +59,8 @@ def resume(setup: Setup, folder: Folder) -> State:
     like = example_batch(setup, state, label_words(setup, state)).teacher
     if setup.recording is not None:
         state.drive.relabel(like, setup.seen)  # type: ignore[attr-defined]  # a Recorded
-    state.dataset.restore([p for p in parts[values["first_part"] :] if p], like if asks_teacher(setup, state, state.progress.phase) else Prediction())
+    own = [p for p in parts[values["first_part"] :] if p]
+    state.dataset.restore(own if state.dataset.keep == "all" else own[-1:], like if asks_teacher(setup, state, state.progress.phase) else Prediction())
     state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
     for name in _PLAIN:
         setattr(state, name, values[name])

@@ -71,7 +71,7 @@ class Together:
             sums += torch.stack([v.detach().mean() for v in losses])
         means = sums / phase.updates
         if not bool(torch.isfinite(means).all()):
-            raise Failed(f"a term became NaN or infinite in round {progress.round}; a smaller --lr may help")
+            raise Failed("a term became NaN or infinite; a smaller --lr may help")
         return {f"term.{t.name}": float(m) for (t, _), m in zip(weights, means, strict=True)}
 
     def _prediction(self, raw: Tensor, log_std: Tensor | None) -> Prediction:

@@ -113,7 +113,9 @@ class Config:
     labels: int | None = None
     seconds: float | None = None
     rounds: int | None = None
-    """Stop after this many rounds; a run that ended by the clock notes its own here."""
+    """Stop after this many rounds."""
+    last_round: int | None = None
+    """A run that ended by the clock notes here after how many rounds, so that the same comes of it again; no budget that a share is counted of."""
     slots: int = 16
     """Environments side by side."""
     backend: str = "auto"

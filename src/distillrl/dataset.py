@@ -79,17 +79,31 @@ class Dataset:
             self.steps += 1  # the row that holds the last observations of what was cut stays as it is, never drawn
         if self.steps and set(chunk) - set(self._store) - {"weight"}:
             self.rows = self.rows[:0]  # the older states lack what is asked now
-        for name, value in chunk.items():
-            self._room(name, value, self.steps + len(value))[self.steps : self.steps + len(value)] = value
+        for name, value in {**self._store, **chunk}.items():
+            rows = self.steps + length + name.startswith("obs.")
+            room = self._room(name, value, rows)
+            if name in chunk:  # what only older states have has room, and is nothing here
+                room[self.steps : rows] = value
         self.rows = torch.cat([self.rows, drawable + self.steps * slots])
         self.steps += length
 
     def _forget(self) -> None:
         """Keep only the last rows, which the next ones remember."""
-        kept = min(self.steps, (self.sense.window or 0) + 1) if self.sense is not None else 0
+        kept = self._remembering()
         for value in self._store.values():
             value[:kept] = value[self.steps - kept : self.steps].clone()
         self.steps, self.rows = kept, self.rows[:0]
+
+    def _remembering(self) -> int:
+        """How many of the last rows the first states of the next rollout remember."""
+        return min(self.steps, (self.sense.window or 0) + 1) if self.sense is not None else 0
+
+    def tail(self) -> dict[str, Tensor]:
+        """For a checkpoint where only the round is kept: the last rows, which the next rollout's first states remember; empty where none are."""
+        kept = self._remembering()
+        if not kept:
+            return {}
+        return {**{name: value[self.steps - kept : self.steps].clone() for name, value in self._store.items()}, "rows": self.rows[:0].clone()}
 
     def _room(self, name: str, like: Tensor, rows: int) -> Tensor:
         old = self._store.get(name)

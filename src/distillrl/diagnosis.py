@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distillrl import envs, imitability, learn
+from distillrl.agreeing import spread
 from distillrl.beginning import State, generator
 from distillrl.envs import Seeds
 from distillrl.normalising import Normalise
@@ -133,16 +134,18 @@ def conflicts(teacher: Policy, student: Any, rollout: Rollout) -> str | None:
 def agreed(student: Policy, rollout: Rollout) -> float:
     """Share of a rollout's valid states in which the student would do as the teacher."""
     lead = rollout.valid.shape
+    assert rollout.teacher is not None
+    wide = spread(rollout.teacher)
     if student.init(1):
         memory, parts = student.init(lead[1]), []
         for t in range(lead[0]):
             prediction, memory = student.act({k: v[t] for k, v in rollout.obs.items()}, memory, rollout.starts[t], ACTION)
             at_once: Any = over_states(lambda x, t=t: x[t], rollout.teacher)
-            parts.append(agreement(prediction, at_once))
+            parts.append(agreement(prediction, at_once, wide))
         same = torch.stack(parts).flatten()
     else:
         prediction, _ = student.act({k: v[:-1].flatten(0, 1) for k, v in rollout.obs.items()}, {}, None, ACTION)
-        same = agreement(prediction, over_states(lambda x: x.flatten(0, 1), rollout.teacher))  # type: ignore[arg-type]  # it is labelled
+        same = agreement(prediction, over_states(lambda x: x.flatten(0, 1), rollout.teacher), wide)
     return float(same[rollout.valid.flatten()].float().mean())
 
 
@@ -163,7 +166,7 @@ def _disagreeing(seen: Tensor, label: Prediction) -> float:
     seen = seen.flatten(1).float()
     apart = _distances((seen - seen.mean(0)) / seen.std(0).clamp_min(1e-6))
     near = apart.fill_diagonal_(float("inf")).argmin(1)
-    same = agreement(label, over_states(lambda x: x[near], label))
+    same = agreement(label, over_states(lambda x: x[near], label), spread(label))
     return 1 - float(same.float().mean())
 
 

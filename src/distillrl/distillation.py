@@ -199,8 +199,9 @@ def _end_of_round(setup: Setup, state: State, metrics: dict[str, Any]) -> None:
     known = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
     ends = labelled or _phase_over(config, phase, state, known)
     over = over or ("phases" if ends and last else "")
-    if over or evaluation_due(state):
-        known |= (measured := evaluate_student(setup, state, bool(over)))
+    ended = bool(over) or (settled(config, state) and not before)  # by what held-out recorded episodes say
+    if ended or evaluation_due(state):
+        known |= (measured := evaluate_student(setup, state, ended))
         metrics.update(measured)
         ends = ends or _phase_over(config, phase, state, known)
     state.ended = "aim" if settled(config, state) and not before and (last or "aim" not in configuration.bounds(phase.until)) else over or ("phases" if ends and last else "")
@@ -230,7 +231,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
     config = setup.config
     assert state.best is not None
     if state.ended == "seconds":
-        config = replace(config, rounds=state.progress.round, seconds=None)
+        config = replace(config, last_round=state.progress.round, seconds=None)
         folder.write_config(config)
     header = {**state.best["header"], "provenance": provenance(setup, config, state.best["round"])}
     folder_bytes = artifact.dumps(header, state.best["tensors"])
@@ -275,7 +276,7 @@ def _finish(setup: Setup, state: State, folder: Folder) -> Run:
 def provenance(setup: Setup, config: Config, round_number: int) -> dict[str, Any]:
     """What the student was made of; no time and no path, so that the same run gives the same bytes."""
     kept = dataclasses.asdict(config)
-    for place in ("teacher", "init", "inherit", "seconds", "rounds", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory", "data"):
+    for place in ("teacher", "init", "inherit", "seconds", "rounds", "last_round", "vecnormalize", "checkpoint_seconds", "teachers", "concurrency", "memory", "data"):
         kept.pop(place)
     kept["backend"] = config.backend.partition(":")[0]  # how many processes step changes nothing
     return {

@@ -18,9 +18,10 @@ import distillrl
 from distillrl import artifact, envs, repeats, stats, students, tasks, taskwise
 from distillrl.acting import acting
 from distillrl.actions import Bernoulli, Categorical, Deterministic, MultiCategorical
+from distillrl.agreeing import Agreed
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
-from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters, agreement, played, to_environment
+from distillrl.policies import ACTION, Memory, Player, Policy, acting_parameters, played, to_environment
 from distillrl.records import Prediction, Spec
 from distillrl.tasks import TASK
 
@@ -127,7 +128,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
     gained, taken = np.zeros(n), np.zeros(n, dtype=np.int64)
     ended, starts = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
     memory, shadow_memory = policy.init(n), shadow.init(n) if shadow is not None else {}
-    same = np.zeros(episodes, dtype=np.int64)
+    agreed = Agreed(episodes)
     act, shadowing = acting(policy), acting(shadow) if shadow is not None else None
     obs = _tensors(vector.reset(), spec)
     alike = watched = n > 1 and _equal(obs)
@@ -140,8 +141,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
         counted = playing & ~ended
         if shadowing is not None:
             other, shadow_memory = shadowing(obs, shadow_memory, begin)
-            agree = agreement(prediction, other).reshape(n, -1).all(-1).numpy()  # of two rules with several choices it has one for each
-            np.add.at(same, index[counted], agree[counted])
+            agreed.add(index, counted, prediction, other)
         action = to_environment(played(prediction, sampled, generator), spec)
         new, reward, terminated, truncated = vector.step(action)
         obs = _tensors(new, spec)
@@ -162,6 +162,7 @@ def _play(policy: Policy, vector: envs.Vector, episodes: int, sampled: bool, gen
             raise Failed(f"an episode has not ended after {ENDLESS} steps; set --max-episode-steps")
     if not np.isfinite(returns).all():
         raise Failed(f"episode {int(np.flatnonzero(~np.isfinite(returns))[0])} has a return that is NaN or infinite")
+    same = agreed.steps()
     share = float(same.sum() / lengths.sum()) if shadow is not None else None
     told = success if np.isfinite(success).all() else None
     return Episodes(returns, lengths, int(lengths.sum()), time.perf_counter() - began, share, told, alike, same if shadow is not None else None, numbers if repeated.watched else None, cut)

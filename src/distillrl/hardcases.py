@@ -94,8 +94,8 @@ def _rate(judged: Mapping[str, Any]) -> float:
     return float(judged["bad"] + 1) / float(judged["starts"] + 2)
 
 
-def collect(setup: Setup, state: State, room: int, who: Who, wants: frozenset[str]) -> tuple[Rollout, Drive]:
-    """A rollout from the bad starts, the student driving, and the drive that made it; the other environments begin anew after it.
+def collect(setup: Setup, state: State, room: int, who: Who, wants: frozenset[str], ask: bool) -> tuple[Rollout, Drive]:
+    """A rollout from the bad starts, the student driving, and the drive that made it; the other environments begin anew after it. Labelled where ``ask``.
 
     The slots take the starts in their order, and each the next one where an episode ends.
     """
@@ -105,7 +105,7 @@ def collect(setup: Setup, state: State, room: int, who: Who, wants: frozenset[st
     try:
         drive = Drive(vector, setup.spec, generator(setup.config.seed, f"hard{state.progress.round}"))
         drive.begin(setup.teacher, student)
-        rollout = drive.collect(steps, replace(who, beta=0.0), setup.teacher, student, wants, setup.seen)
+        rollout = drive.collect(steps, replace(who, beta=0.0), setup.teacher, student, wants, setup.seen, ask)
     finally:
         vector.close()
     state.drive.reseed(setup.teacher, student)

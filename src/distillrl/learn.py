@@ -94,7 +94,7 @@ class Gradient:
     def learn(self, dataset: Dataset, progress: Progress) -> dict[str, float]:
         """One round of updates; the mean of each weighted term, and its share of the gradient where there are several.
 
-        Raises Failed, naming the term, where a loss is NaN or infinite; nothing is stepped in that update.
+        Raises Failed, naming the term, where a loss was NaN or infinite in some update; the student is broken then.
         """
         weights = [(t, t.weight(progress)) for t in self.terms]
         sums = torch.zeros(len(weights))
@@ -121,7 +121,7 @@ class Gradient:
         means = sums / max(1, self.updates)
         if not bool(torch.isfinite(means).all()):
             bad = self.terms[int((~torch.isfinite(means)).nonzero()[0])].name
-            raise Failed(f"the term {bad} became NaN or infinite in round {progress.round}; a smaller --lr may help")
+            raise Failed(f"the term {bad} became NaN or infinite; a smaller --lr may help")
         metrics = {f"term.{t.name}": float(m) for (t, _), m in zip(weights, means, strict=True)}
         if len(weights) > 1:
             metrics.update(self._shares(dataset, weights, progress))
@@ -202,7 +202,8 @@ class Gradient:
             touched[term.name] = {i for i, g in enumerate(grads) if g is not None}
         now = {t.name: float(loss.detach()) / max(1e-12, weight * float(torch.as_tensor(self.balance.factor(t.name)).detach())) for (t, weight), loss in zip(weights, losses, strict=True)}
         self.balance.after_round(now, norms)
-        together = [name for name, mine in touched.items() if any(mine & theirs for other, theirs in touched.items() if other != name)]
+        counts = [t.name for t, weight in weights if weight > 0]  # what a schedule has brought to 0 competes with none
+        together = [name for name in counts if any(touched[name] & touched[other] for other in counts if other != name)]
         total = sum(norms[name] for name in together) or 1.0
         return {f"share.{name}": norms[name] / total for name in together}
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from distillrl import config as configuration
 from distillrl import objectives, weights
+from distillrl.agreeing import spread
 from distillrl.columns import TwoColumns
 from distillrl.config import Phase
 from distillrl.dataset import Dataset
 from distillrl.errors import Misconfigured, Missing
-from distillrl.policies import ACTION, Policy, agreement, distance
+from distillrl.policies import ACTION, Policy, agreement, distance, unbounded
 from distillrl.records import Progress, Rollout, over_states
 from distillrl.rescuing import Rescue
 from distillrl.senses import window_of
@@ -120,9 +121,10 @@ def compared(student: Policy, rollout: Rollout, dataset: Dataset) -> dict[str, f
     asked = (rollout.valid & rollout.labelled).flatten()
     if rollout.teacher is None or not bool(asked.any()):
         return {}
+    wide = spread(over_states(lambda x: x.flatten(0, 1)[asked], rollout.teacher)) if unbounded(rollout.teacher) else None
     if window_of(student) is None:
         prediction, _ = student.act({k: v[:-1] for k, v in rollout.obs.items()}, dict(rollout.memory), rollout.starts, ACTION)
-        return _figures([agreement(prediction, rollout.teacher).flatten()], [distance(prediction, rollout.teacher)], asked)
+        return _figures([agreement(prediction, rollout.teacher, wide).flatten()], [distance(prediction, rollout.teacher)], asked)
     length, slots = rollout.valid.shape
     label = over_states(lambda x: x.flatten(0, 1), rollout.teacher)
     first, same, apart = (dataset.steps - length) * slots, list[Tensor](), list[Any]()
@@ -131,7 +133,7 @@ def compared(student: Policy, rollout: Rollout, dataset: Dataset) -> dict[str, f
         memory = dataset.remembered(first + part)
         prediction, _ = student.act(obs, memory, rollout.starts.flatten()[part] if memory else None, ACTION)
         theirs = over_states(lambda x, part=part: x[part], label)
-        same.append(agreement(prediction, theirs))
+        same.append(agreement(prediction, theirs, wide))
         apart.append(distance(prediction, theirs))
     return _figures(same, apart, asked)
 
@@ -143,8 +145,8 @@ def _figures(same: list[Tensor], apart: list[Any], asked: Tensor) -> dict[str, f
 
 
 def at(progress: Progress, phase_round: int) -> Progress:
-    """As a phase's own schedules see it: rounds counted from its beginning."""
-    return replace(progress, round=phase_round)
+    """As a phase's own schedules see it, of its driver and of its terms: rounds counted from its beginning."""
+    return replace(progress, round=phase_round, before=progress.round - phase_round)
 
 
 def _variance(x: Tensor) -> float:

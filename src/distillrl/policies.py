@@ -143,7 +143,7 @@ def agreement(mine: Prediction, theirs: Prediction, spread: Tensor | None = None
     """[...] bool: whether both choose the same action.
 
     For a box, whether each component differs by at most 5 % of its range, or of ``spread`` [A] (the teacher's standard
-    deviation over states) where it has no bounds.
+    deviation over states) where it has no bounds; of 1, in its units, where the spread isn't known either.
     """
     assert mine.action is not None
     assert theirs.action is not None
@@ -153,9 +153,14 @@ def agreement(mine: Prediction, theirs: Prediction, spread: Tensor | None = None
         same = a == b
         return same if same.dim() == _lead(theirs, mine) else same.all(-1)
     width = high - low
-    if spread is not None:
-        width = torch.where(width.isfinite(), width, spread)
+    width = torch.where(width.isfinite(), width, torch.ones_like(width) if spread is None else spread)
     return ((a - b).abs() <= 0.05 * width).all(-1)
+
+
+def unbounded(prediction: Prediction) -> bool:
+    """Whether its action is a box with a component that has no bounds."""
+    low, high = getattr(prediction.action, "low", None), getattr(prediction.action, "high", None)
+    return low is not None and high is not None and not bool((high - low).isfinite().all())
 
 
 def distance(mine: Prediction, theirs: Prediction) -> Tensor | None:

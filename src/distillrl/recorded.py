@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distillrl import weighing
 from distillrl.actions import Bernoulli, Categorical, Deterministic, Gaussian, MultiCategorical
+from distillrl.agreeing import spread
 from distillrl.errors import Failed, Misconfigured, Missing
 from distillrl.lanes import Lanes, pack, rollout
 from distillrl.policies import ACTION, Memory, Policy, agreement
@@ -292,8 +293,7 @@ def measure(student: Policy, play: Rollout) -> tuple[float, float]:
     else:
         flat = {k: v[:-1].flatten(0, 1) for k, v in play.obs.items()}
         own = over_states(lambda *x: torch.cat(x), *(student.act({k: v[r] for k, v in flat.items()}, {}, None, ACTION)[0] for r in rows.split(8192)))
-    spread = label.action.mode.std(0) if label.action.mode.is_floating_point() else None
-    same = agreement(own, label, spread).float()
+    same = agreement(own, label, spread(label)).float()
     return float((loss(own, label, same) * weight).sum() / weight.sum()), float((same * weight).sum() / weight.sum())
 
 

@@ -7,6 +7,7 @@ dimensions, ``K`` quantiles, ``F`` features.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,6 +108,8 @@ class Spec:
         """Plain JSON data; ``Spec.from_json`` gives an equal record."""
         data = dataclasses.asdict(dataclasses.replace(self, observations=dict(self.observations), tasks=()))
         tasks = [dataclasses.asdict(dataclasses.replace(t, observations=dict(t.observations))) for t in self.tasks]
+        for action in (data["action"], *(t["action"] for t in tasks)):
+            action |= {end: tuple(v if math.isfinite(v) else str(v) for v in action[end]) for end in ("low", "high")}  # JSON has no infinity
         del data["tasks"]
         for group in data["observations"].values():
             if not group["words"]:
@@ -219,6 +222,9 @@ class Progress:
 
     phase: int = 0
     round: int = 0
+    """Of the run; as schedules are asked, of its phase (phases.at)."""
+    before: int = 0
+    """Rounds of earlier phases that ``round`` leaves out."""
     env_steps: int = 0
     labels: int = 0
     budget: int = 0
@@ -233,7 +239,7 @@ class Progress:
     def fraction(self) -> float:
         """Share of the budget spent, 0 to 1; 0 where there is no budget."""
         if self.rounds:
-            return min(1.0, self.round / self.rounds)
+            return min(1.0, (self.before + self.round) / self.rounds)
         return min(1.0, self.env_steps / self.budget) if self.budget else 0.0
 
 

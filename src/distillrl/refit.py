@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillrl.agreeing import spread
 from distillrl.dataset import Dataset
 from distillrl.learn import Term
 from distillrl.policies import agreement
@@ -44,7 +45,7 @@ class Refit:
             if self.student.counts.resample:
                 given = growing.drawn(given, self.generator)
             self.student.model.fit(given, self.generator)
-            wrong = ~agreement(self.student.judge(x), batch.teacher)
+            wrong = ~agreement(self.student.judge(x), batch.teacher, spread(batch.teacher))
         return {"term.refit": float(wrong.float().mean()), **self.student.model.figures()}
 
     def candidates(self) -> list[Any]:

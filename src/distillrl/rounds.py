@@ -33,9 +33,10 @@ def play(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
         state.dataset.append(rollout)
         compared, explained = phases.compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
         count = _counted(setup, state, rollout, drive)
-        learnt: dict[str, Any] = dict(state.gradient.learn(state.dataset, state.progress))
+        now = phases.at(state.progress, state.phase_round)
+        learnt: dict[str, Any] = dict(state.gradient.learn(state.dataset, now))
         for i, member in enumerate(state.committee):
-            member.learn(state.dataset.half(i), state.progress)
+            member.learn(state.dataset.half(i), now)
     except Failed as error:
         kept = folder.save_states({"obs": dict(state.drive.obs), "student": state.student.state_dict()}, state.progress.round)
         raise Failed(f"round {state.progress.round}: {error} (the states are kept in {kept})") from None
@@ -65,12 +66,12 @@ def _driven(setup: Setup, state: State, who: Who) -> tuple[Rollout, Drive]:
         drive.reseed(setup.teacher, playing)
     ask = asks_teacher(setup, state, state.progress.phase)
     choosy = ask and phase.choose != "all"
-    room = _room(setup.config, state.progress, ask and (who.asks or not choosy)) // drive.n
+    room = _room(setup.config, state.progress, ask and (who.asks or not choosy or bool(state.hard["bad"]))) // drive.n
     wanted = phase.first if state.progress.round == 0 and state.progress.phase == 0 else phase.steps
     with torch.inference_mode():
         wants = label_wants(setup, state)
         if state.hard["bad"]:
-            rollout, drive = hardcases.collect(setup, state, room, who, wants)
+            rollout, drive = hardcases.collect(setup, state, room, who, wants, ask)
         else:
             rollout = drive.collect(max(1, min(wanted, room)), who, setup.teacher, playing, wants, setup.seen, ask and not choosy)
             rollout = _asked(setup, state, phase, rollout) if choosy else rollout

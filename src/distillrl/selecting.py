@@ -31,7 +31,7 @@ UNSURE = 0.01
 def spent_budget(config: Config, state: State) -> str:
     """Which budget is spent, if one is."""
     progress, slots = state.progress, state.drive.n
-    if config.rounds is not None and progress.round + 1 >= config.rounds:
+    if any(most is not None and progress.round + 1 >= most for most in (config.rounds, config.last_round)):
         return "rounds"
     if progress.rounds:
         return "plateau" if offline.stalled(state) else "seconds" if config.seconds is not None and state.seconds >= config.seconds else ""
@@ -113,7 +113,7 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
     if reached and _searches(config, state):
         found = hardcases.search(setup, state)
     state.reached = state.reached or reached
-    _keep_best(state, student, mean)
+    _keep_best(state, student, mean, reached)
     known = {who: state.baseline[who] for who in ("teacher",) if who in state.baseline}
     state.progress = replace(state.progress, returns={**known, "student": mean})
     found |= {f"retention.{t.name}": value for t, value in zip(setup.spec.tasks, figures.pop("tasks") or (), strict=False)}
@@ -206,16 +206,18 @@ def _confirmed(setup: Setup, state: State, student: Any, returns: np.ndarray) ->
     return np.asarray(returns - kinder[tasks])
 
 
-def _keep_best(state: State, student: Any, mean: float) -> None:
-    """Keep the student if it is the best so far: by its starts where it was judged by them (hardcases.py), else by its mean."""
+def _keep_best(state: State, student: Any, mean: float, reached: bool) -> None:
+    """Keep the student if it is the best so far: by its starts where it was judged by them (hardcases.py), else one that reached the aim
+    before one that didn't (of agreement, that isn't always the one that earns most), and then by its mean.
+    """
     judged = state.hard["judged"]
     if judged is not None:
         better = hardcases.better(judged, state.best)
     else:
-        better = state.best is None or (state.best["judged"] is None and mean >= state.best["mean"])
+        better = state.best is None or (state.best["judged"] is None and (reached, mean) >= (state.best["reached"], state.best["mean"]))
     if better:
         tensors = {k: v.clone() for k, v in student.artifact_tensors().items()}
-        state.best = {"mean": mean, "round": state.progress.round, "tensors": tensors, "header": student.header(), "judged": judged}
+        state.best = {"mean": mean, "round": state.progress.round, "tensors": tensors, "header": student.header(), "judged": judged, "reached": reached}
 
 
 def settled(config: Config, state: State) -> bool:

@@ -141,7 +141,7 @@ class Drive:
         prediction, labelled = None, torch.ones(steps, n, dtype=torch.bool)
         if sparse:
             prediction, labelled = _filled(labels), by_teacher.expand(steps, n)
-        elif ask:
+        elif ask and (labelling or who.asks):  # else it only had to see what its memory is made of
             prediction = over_states(lambda *x: torch.stack(x), *labels)
         elif labelling:
             prediction = label_all(teacher, {k: obs[k][:-1] for k in obs}, wants)
@@ -186,7 +186,7 @@ class Drive:
         for t in range(steps):
             row = by_teacher[0] if settled else self._rows(by_teacher, t, who)
             if sparse:
-                label = self._ask(teacher, row, wants)
+                label = self._ask(teacher, row, wants, alone=act is None)
                 labels.append(label)
             elif ask:
                 label, self.memory["teacher"] = teacher.act(self.obs, self.memory["teacher"], self.starts, wants)
@@ -240,9 +240,10 @@ class Drive:
         self.held = rescuing.taken(rescue, trust, bounds, torch.where(self.starts, 0, self.held))
         return self.held > 0
 
-    def _ask(self, teacher: Policy, rows: Tensor, wants: frozenset[str]) -> Prediction | None:
-        """[n] the teacher's prediction where ``rows`` [n] is true, zeros elsewhere; None where it is nowhere."""
+    def _ask(self, teacher: Policy, rows: Tensor, wants: frozenset[str], alone: bool) -> Prediction | None:
+        """[n] the teacher's prediction where ``rows`` [n] is true, zeros elsewhere; None where it is nowhere, and it is not ``alone`` in acting."""
         at = (rows & ~torch.from_numpy(self.ended)).nonzero().squeeze(-1)  # a step that only resets takes no action
+        at = rows.nonzero().squeeze(-1) if alone and not len(at) else at  # all of them reset, and yet an action must be given
         if not len(at):
             return None
         told, _ = teacher.act({k: v[at] for k, v in self.obs.items()}, {}, None, wants)
