@@ -214,6 +214,13 @@ def test_only_the_same_episodes_are_compared_in_pairs(run, backend, episodes, pa
     assert ("on the same episodes" in judge(read(run)).sentences[0]) is paired
 
 
+@pytest.mark.parametrize(("backend", "told"), [("ale", True), ("gymnasium:2", False)])
+def test_the_verdict_itself_says_whether_episodes_were_the_same(run, backend, told):
+    write(run, "verdict.json", verdict(episodes=80) | {"paired": told})
+    (run / "config.toml").write_text(CONFIG + f'backend = "{backend}"\n')
+    assert read(run).paired is told
+
+
 def test_a_teacher_like_a_random_policy_leaves_nothing_to_keep(run):
     data = verdict()
     data["teacher"] = data["random"] | {"parameters": 10, "latency_us": 3.0}

@@ -60,6 +60,8 @@ class Reading:
             return False
         if not self.config or look(self.evidence, "returns") is not None:
             return True
+        if isinstance(told := look(self.verdict, "paired"), bool):
+            return told
         backend = str(self.config.get("backend", "auto"))
         seeded = backend.startswith("gymnasium") or (backend == "auto" and self.config.get("env") is not None)
         return seeded or (backend == "envpool" and many <= MAX_SLOTS)

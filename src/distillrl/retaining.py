@@ -52,7 +52,7 @@ class Referee:
 
     def __init__(self, options: EnvOptions, spec: Spec, teacher: Policy, seed: int, aim: float, most: int = 400) -> None:
         self.options, self.spec, self.seed, self.aim, self.most = options, spec, seed, aim, max(most, 2)
-        self.paired = options.backend.startswith("gymnasium")  # other vectors don't give each episode its seed
+        self.paired = evaluation.same_episodes(options, self.most)
         self.players: dict[str, Policy] = {"teacher": teacher, "random": evaluation.Random(spec, generator(seed, "referee"))}
         self.returns = {who: np.zeros(0) for who in self.players}
         self.steps = 0
