@@ -8,6 +8,7 @@ from gymnasium import spaces
 from distillrl import envs
 from distillrl.envs import EnvOptions, Seeds
 from distillrl.errors import Failed, Misconfigured
+from distillrl.spaces import spec_of
 
 
 class Counting(gymnasium.Env):
@@ -173,3 +174,15 @@ def test_a_queue_begins_where_the_vector_is_reseeded(backend):
         assert ends == 3
         assert set(vector.playing().tolist()) <= {first + 3, first + 4}
     vector.close()
+
+
+def test_categories_that_begin_elsewhere_are_counted_from_0():
+    space = spaces.Dict({"level": spaces.Discrete(3, start=2), "pair": spaces.MultiDiscrete([2, 3], start=[0, 1])})
+    groups = spec_of(space, spaces.Discrete(2)).observations
+    assert {k: g.categories for k, g in groups.items()} == {"level": (5,), "pair": (2, 4)}
+    with pytest.raises(Misconfigured, match="begin below 0"):
+        spec_of(spaces.Discrete(3, start=-1), spaces.Discrete(2))
+    with pytest.raises(Misconfigured, match="a MultiDiscrete of one dimension is right"):
+        spec_of(spaces.MultiDiscrete([[2, 3], [2, 2]]), spaces.Discrete(2))
+    with pytest.raises(Misconfigured, match=r"adds \[0, 1\] is right"):
+        spec_of(spaces.Discrete(3), spaces.MultiDiscrete([2, 3], start=[0, 1]))

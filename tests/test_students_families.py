@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 import distillrl
-from distillrl import evaluation, students
+from distillrl import evaluation, exporting, students
 from distillrl.beginning import begin
 from distillrl.config import Config, Phase
 from distillrl.settling import settle
@@ -156,3 +156,34 @@ def test_a_teacher_with_memory_is_asked_with_its_own_whoever_drives():
     assert {0, 1} == set(rollout.driver.unique().tolist())
     forgetful = setup.teacher.act({"obs": rollout.obs["obs"][8]}, setup.teacher.init(4), None)[0]
     assert not torch.allclose(forgetful.action.logits, rollout.teacher.action.logits[8], atol=1e-3), "the test would see it"
+
+
+class Strange(gymnasium.Env):
+    """A Tuple of a category that begins at 2 and numbers; actions without bounds, of which the first number is right."""
+
+    observation_space = spaces.Tuple((spaces.Discrete(3, start=2), spaces.Box(-1, 1, (2,), np.float32)))
+    action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._next(), {}
+
+    def step(self, action):
+        reward, self.t = -abs(float(action[0]) - float(self.x[0])), self.t + 1
+        return self._next(), reward, False, self.t >= 10, {}
+
+    def _next(self):
+        self.x = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return np.int64(self.np_random.integers(2, 5)), self.x
+
+
+@pytest.mark.parametrize("word", ["mlp:4", "tree:leaves=64"])
+def test_strange_spaces_come_through_the_file(tmp_path, word):
+    run = distillrl.distill(lambda obs: obs["1"][:, :1], Strange, config=replace(CONFIG, phase=(), student=word), out=tmp_path / "r")
+    assert 0.05 < run.verdict["agreement"] < 1  # of the teacher's spread, as there are no bounds
+    student = distillrl.load(run.folder / "student.safetensors")
+    assert student.spec.action.low == (-np.inf,)
+    action, _ = student.predict((np.int64(4), np.array([0.5, 0.0], np.float32)))
+    assert action.shape == (1,)
+    assert exporting.export(run.folder / "student.safetensors", "python", tmp_path / "x").files

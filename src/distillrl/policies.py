@@ -94,6 +94,8 @@ class Player:
 
 def as_groups(obs: Any, spec: Spec) -> tuple[dict[str, Tensor], bool, int]:
     """Tensors {group: [n, *shape]} of one observation or a batch, whether it was a batch, and n."""
+    if isinstance(obs, tuple) and all(name.isdigit() for name in spec.observations):  # of a Tuple space
+        obs = {str(i): part for i, part in enumerate(obs)}
     given = obs if isinstance(obs, Mapping) else {next(iter(spec.observations)): obs}
     if not isinstance(obs, Mapping) and len(spec.observations) > 1:
         raise Misconfigured(f"this policy sees the groups {', '.join(spec.observations)}: give a dict of arrays")

@@ -37,20 +37,31 @@ def _group(space: spaces.Space[Any]) -> Group:
         one = len(low) == len(high) == 1 and np.isfinite([low[0], high[0]]).all()
         return Group(tuple(space.shape), str(space.dtype), (), *((float(low[0]), float(high[0])) if one else (None, None)))
     if isinstance(space, spaces.Discrete):
-        return Group((), str(space.dtype), (int(space.n),))
+        return Group((), str(space.dtype), _counted(space, [space.start], [space.n]))
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
-        return Group(tuple(space.shape), str(space.dtype), tuple(int(n) for n in space.nvec), words=tuple(getattr(space, "words", ())))
+        return Group(tuple(space.shape), str(space.dtype), _counted(space, space.start, space.nvec), words=tuple(getattr(space, "words", ())))
     if isinstance(space, spaces.MultiBinary):
         return Group(tuple(space.shape), str(space.dtype))
+    if isinstance(space, spaces.MultiDiscrete):
+        raise Misconfigured(f"an observation of {space} can't be seen: a MultiDiscrete of one dimension is right (gymnasium.wrappers.ReshapeObservation, or FlattenObservation)")
     if space.dtype in (str, np.dtype(str)):
         raise Misconfigured("an observation of words alone can't be seen unless it is named: --see group=obs")
     raise Misconfigured(f"an observation of {space} can't be seen; Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of them can")
+
+
+def _counted(space: spaces.Space[Any], start: Any, count: Any) -> tuple[int, ...]:
+    """How many categories each number has, counted from 0: those below where it starts are there, and never seen."""
+    if min(int(s) for s in start) < 0:
+        raise Misconfigured(f"an observation of {space} can't be seen: its numbers begin below 0; a wrapper that counts from 0 is right")
+    return tuple(int(s) + int(n) for s, n in zip(start, count, strict=True))
 
 
 def action_of(space: spaces.Space[Any]) -> ActionSpace:
     """The record of an action space; raises Misconfigured for one that no policy here can choose from."""
     if isinstance(space, spaces.Discrete):
         return ActionSpace("discrete", n=int(space.n), start=int(space.start), dtype=str(space.dtype))
+    if isinstance(space, spaces.MultiDiscrete) and np.any(space.start):
+        raise Misconfigured(f"an action of {space} can't be chosen: its numbers don't begin at 0; a wrapper that adds {space.start.tolist()} is right (gymnasium.wrappers.TransformAction)")
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
         return ActionSpace("multidiscrete", tuple(space.shape), nvec=tuple(int(n) for n in space.nvec), dtype=str(space.dtype))
     if isinstance(space, spaces.MultiBinary):
