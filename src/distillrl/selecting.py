@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distillrl import config as configuration
-from distillrl import evaluation, hardcases, offline, repeats, stats
+from distillrl import evaluation, hardcases, offline, repeats, stats, students
 from distillrl.beginning import State, generator
 from distillrl.config import Config
 from distillrl.envs import Seeds
@@ -101,7 +101,7 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
     state.evaluations += 1
     state.evaluation_steps += played.steps
     best_yet = state.best is None or mean >= state.best["mean"]
-    if (best_yet and getattr(student, "grown", False)) or (_reaches(goal, _figures(setup, state, returns, played.agreement)) and _unsure(setup, state, returns)):
+    if (best_yet and students.grown(config.student, setup.own)) or (_reaches(goal, _figures(setup, state, returns, played.agreement)) and _unsure(setup, state, returns)):
         returns = _confirmed(setup, state, student, returns)
         mean = float(returns.mean())
     state.next_evaluation = int(state.progress.env_steps * 1.3) if not state.progress.rounds else int(offline.RARER * (state.progress.round + 1))
