@@ -188,7 +188,7 @@ def test_of_several_tries_the_one_that_plays_best_goes_on(monkeypatch):
     monkeypatch.setattr(evaluation, "play", play)
     state = SimpleNamespace(evaluation_steps=0, baseline={})
     best = made[5].model
-    selecting._take_best(SimpleNamespace(config=Config(select_episodes=20), options=None), state, learner, Seeds(0, "select"))
+    selecting._take_best(SimpleNamespace(config=Config(select_episodes=20), options=None, spec=FOUR), state, learner, Seeds(0, "select"))
     assert learner.student.model is best
     assert sorted(map(len, seen.values())) == [1, 1, 1, 1, 2, 2, 2, 2], "half of them played on"
     assert state.evaluation_steps == 10 * (8 * 10 + 4 * 20)
