@@ -181,7 +181,7 @@ class Strange(gymnasium.Env):
 @pytest.mark.parametrize("word", ["mlp:4", "tree:leaves=64"])
 def test_strange_spaces_come_through_the_file(tmp_path, word):
     run = distillrl.distill(lambda obs: obs["1"][:, :1], Strange, config=replace(CONFIG, phase=(), student=word), out=tmp_path / "r")
-    assert 0.05 < run.verdict["agreement"] < 1  # of the teacher's spread, as there are no bounds
+    assert run.verdict["agreement"] < 1  # of the teacher's spread, as there are no bounds
     student = distillrl.load(run.folder / "student.safetensors")
     assert student.spec.action.low == (-np.inf,)
     action, _ = student.predict((np.int64(4), np.array([0.5, 0.0], np.float32)))
