@@ -335,6 +335,13 @@ def test_phases_that_are_over_before_an_evaluation_was_worth_its_steps_end_with_
     assert result.verdict["env_steps"] == 32, "fewer than a third of what the teacher's evaluation takes"
 
 
+@pytest.mark.parametrize("changes", [{"see": "normalise=running"}, {"phase": (Phase(terms={"forward_kl": 1}, keep="round", steps=20, first=20, updates=2),)}])
+def test_a_last_round_that_would_only_reset_goes_one_step_on(tmp_path, changes):
+    phase = (Phase(terms={"forward_kl": 1}, steps=20, first=20, updates=2),)  # an episode of each of 8 slots, and 8 steps are left
+    result = run(tmp_path, **{"phase": phase, **changes}, env_steps=168, until="none", verdict_episodes=4, select_episodes=4)
+    assert (result.verdict["rounds"], result.verdict["env_steps"]) == (2, 168)
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     run(tmp_path, env_steps=600, until="none")
     with pytest.raises(Misconfigured, match="already holds a run"):

@@ -150,6 +150,13 @@ def test_states_from_before_there_were_weights_count_once():
     assert len(data.at(data.rows).weight) == len(data), "what a later phase has none of has room for it all the same"
 
 
+def test_a_round_without_labels_is_learnt_nothing_from():
+    state = begin(setup_of())
+    before = [p.clone() for p in state.student.parameters()]
+    assert state.gradient.learn(Dataset(), Progress()) == {}
+    assert all(torch.equal(a, b) for a, b in zip(before, state.student.parameters(), strict=True))
+
+
 def test_gradients_100_to_1_are_warned_of(tmp_path):
     said = []
     phase = (Phase(beta="1", terms={"forward_kl": 1000, "reverse_kl": 0.001}),)

@@ -94,8 +94,11 @@ class Gradient:
     def learn(self, dataset: Dataset, progress: Progress) -> dict[str, float]:
         """One round of updates; the mean of each weighted term, and its share of the gradient where there are several.
 
-        Raises Failed, naming the term, where a loss was NaN or infinite in some update; the student is broken then.
+        Nothing where no state may be drawn: none of the round's was asked about. Raises Failed, naming the term, where a loss was NaN or
+        infinite in some update; the student is broken then.
         """
+        if not len(dataset):
+            return {}
         weights = [(t, t.weight(progress)) for t in self.terms]
         sums = torch.zeros(len(weights))
         self.student.train()

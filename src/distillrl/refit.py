@@ -33,7 +33,9 @@ class Refit:
         self.terms = (Term("refit", lambda _: 1.0, _error, wants),)
 
     def learn(self, dataset: Dataset, progress: Progress) -> dict[str, float]:
-        """Fit anew; the share of states in which it errs, and what the model says of itself."""
+        """Fit anew; the share of states in which it errs, and what the model says of itself. Nothing where there are no labelled states."""
+        if not len(dataset):
+            return {}
         batch = dataset.at(dataset.rows)
         with torch.no_grad():
             if self.student.init(1):  # a sense that remembers sees everything in its order

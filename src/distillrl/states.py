@@ -120,8 +120,9 @@ class Drive:
         """``steps`` ticks of all slots, labelled by the teacher; ``keep`` names the observation groups that are stored.
 
         A teacher without memory that drives nothing is asked once, at the end, for all states together; without ``labelling`` not at all, and one that drives
-        some of them only about those.
+        some of them only about those. One tick that would only reset has another after it: it takes nothing of a budget, and shows nothing.
         """
+        steps += steps == 1 and bool(self.ended.all())
         n, groups = self.n, [k for k in self.obs if k in keep or k not in self.spec.observations]
         obs = {k: torch.empty((steps + 1, *self.obs[k].shape), dtype=self.obs[k].dtype) for k in groups}
         for k in groups:
