@@ -53,3 +53,10 @@ def test_what_a_graph_has_no_code_for_is_named(tmp_path):
     network.graph = replace(network.graph, nodes=(*network.graph.nodes, Node("sin", (Ref("add·25"),), ("odd",))), outputs={"action": "odd"})
     with pytest.raises(Misconfigured, match=r"the operator 'sin' of this network can't be exported as code \(c, .* the target torch carries it"):
         exporting.export(teacher, "c", tmp_path)
+
+
+@pytest.mark.parametrize(("to", "said"), [("onnx", r"run by onnxruntime: the ONNX operator TopK is not a simple one\) can't be exported.*a student distilled from it goes to all"), ("torch", "a student distilled from it goes to every target")])
+def test_what_only_onnxruntime_runs_says_so(to, said, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install 'distillrl[onnx]'")
+    with pytest.raises(Misconfigured, match=said):
+        exporting.export(policy("onnx_runtime"), to, tmp_path)

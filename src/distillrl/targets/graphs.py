@@ -28,8 +28,8 @@ from distillrl.teachers.nodes import BATCH, uses
 
 LEAST = 1e-12
 """The smallest probability whose logarithm is taken (teachers.graphpolicy)."""
-TRIED, TOLERANCE = 8, 1e-3
-"""States that the plan is tried on, and how far it may be off, relative to the largest output: a step misread is far more."""
+TRIED, TOLERANCE = 8, 1e-5
+"""States that the plan is tried on, and how far it may be off, relative to the largest output; what is read rightly is off by 1e-6 at most."""
 
 
 def trace(policy: GraphPolicy | Framed, sampled: bool, kinds: Mapping[str, str]) -> Plan:

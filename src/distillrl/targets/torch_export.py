@@ -39,7 +39,7 @@ class Acting(nn.Module):
 def write(policy: Policy, passport: Mapping[str, Any], folder: Path, name: str) -> tuple[list[Path], dict[str, Any]]:
     """Write NAME.pt2; raises Misconfigured where it isn't a torch policy, or torch.export can't follow it."""
     if not isinstance(policy, nn.Module):
-        raise Misconfigured(f"export --to torch: this policy ({type(policy).__name__}) is no torch module, and no target carries it")
+        raise Misconfigured(f"export --to torch: this policy ({type(policy).__name__}) is no torch module; a student distilled from it goes to every target")
     policy = policy.eval()
     program = exported(policy)
     path = folder / f"{name}.pt2"

@@ -55,9 +55,9 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
     if isinstance(policy, GraphPolicy | Framed):
         return graphs.trace(policy, sampled, HEADS)
     if not isinstance(policy, Network):
-        raise Misconfigured(
-            f"this policy ({type(policy).__name__}) can't be exported as code: {CODE} carry networks, graphs of simple operators, trees and formulas; the target torch carries any torch policy"
-        )
+        why = "".join(f"; {note}" for note in policy.info.get("notes", ()))
+        other = "the target torch carries any torch policy" if isinstance(policy, nn.Module) else "a student distilled from it goes to all of them"
+        raise Misconfigured(f"this policy ({type(policy).__name__}{why}) can't be exported as code: {CODE} carry networks, graphs of simple operators, trees and formulas; {other}")
     builder = Builder({}, [])
     if policy.compact is not None:
         builder.scales = {id(policy.get_submodule(name)): policy.compact.aux.get(f"{name}.weight{SCALE}") for name in policy.compact.rounded}
