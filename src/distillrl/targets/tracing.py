@@ -55,7 +55,7 @@ def trace(policy: Any, sampled: bool = False) -> Plan:
     if isinstance(policy, GraphPolicy | Framed):
         return graphs.trace(policy, sampled, HEADS)
     if not isinstance(policy, Network):
-        why = "".join(f"; {note}" for note in policy.info.get("notes", ()))
+        why = "".join(f"; {note}" for note in getattr(policy, "info", {}).get("notes", ()))
         other = "the target torch carries any torch policy" if isinstance(policy, nn.Module) else "a student distilled from it goes to all of them"
         raise Misconfigured(f"this policy ({type(policy).__name__}{why}) can't be exported as code: {CODE} carry networks, graphs of simple operators, trees and formulas; {other}")
     builder = Builder({}, [])
