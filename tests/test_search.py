@@ -176,6 +176,8 @@ def test_sizes_and_words():
     (["--sizes", "mpl:8"], "mlp"),
     (["--retention", "0"], "share"),
     (["--method", "finetune"], "one phase"),
+    (["--method", "late-start"], "(late)"),
+    (["--method", "active"], "(choose)"),
 ])
 def test_bad_options_are_sentences(ask, sentence, tmp_path, monkeypatch):
     monkeypatch.setattr("distillrl.search.settle", lambda config, teacher, env: settling.settle(config, rule, "CartPole-v1"))

@@ -100,6 +100,9 @@ def _nothing(metrics: Mapping[str, Any]) -> None:
 def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, episodes: int, out: str | Path | None, resumed: Folder | None, show: Show) -> Found:
     if len(setup.config.phase) > 1:
         raise Misconfigured(f"search trains by one phase, but the method {setup.config.method} has {len(setup.config.phase)}: dagger and on-policy have one")
+    phase, usual = setup.config.phase[0], configuration.Phase()
+    if unread := [name for name in ("late", "rescue", "choose", "critical", "train") if getattr(phase, name) != getattr(usual, name)]:
+        raise Misconfigured(f"search trains all sizes on one stream of labelled states, and doesn't do what the method {setup.config.method} has of its own ({', '.join(unread)}): dagger and dart are right")
     state = begin(setup)
     try:
         if any(w.startswith("extra.") for w in all_wants(tuple(state.gradient.terms))):
