@@ -12,24 +12,27 @@ CARTPOLE = """<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: #f4f4f1; color: #222; display: grid; place-items: center; min-height: 100vh }
   main { width: min(720px, 94vw) }
   h1 { font-size: 1.25rem; margin: 0 0 .5rem }
-  canvas { width: 100%; background: #fff; border: 1px solid #ccc; border-radius: 6px; display: block }
-  dl { display: flex; gap: 2rem; margin: .75rem 0 0 }
+  canvas { box-sizing: border-box; width: 100%; background: #fff; border: 1px solid #ccc; border-radius: 6px; display: block }
+  footer { display: flex; flex-wrap: wrap; gap: .5rem 2rem; align-items: center; justify-content: space-between; margin: .75rem 0 0 }
+  dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: 0 }
   dt { font-size: .8rem; color: #666 }
   dd { margin: 0; font-variant-numeric: tabular-nums; font-size: 1.25rem }
-  button { font: inherit; padding: .2rem .9rem; margin-left: auto; align-self: center }
+  button { font: inherit; padding: .2rem .9rem }
 </style>
 </head>
 <body>
 <main>
   <h1>CartPole, played by an exported policy</h1>
   <canvas id="view" width="1440" height="640" aria-label="a cart that balances a pole"></canvas>
-  <dl>
-    <div><dt>steps of this episode</dt><dd id="steps">0</dd></div>
-    <div><dt>last return</dt><dd id="last">–</dd></div>
-    <div><dt>mean return</dt><dd id="mean">–</dd></div>
-    <div><dt>µs per action</dt><dd id="time">–</dd></div>
+  <footer>
+    <dl>
+      <div><dt>steps of this episode</dt><dd id="steps">0</dd></div>
+      <div><dt>last return</dt><dd id="last">–</dd></div>
+      <div><dt>mean return</dt><dd id="mean">–</dd></div>
+      <div><dt>µs per action</dt><dd id="time">–</dd></div>
+    </dl>
     <button id="push">Push the cart</button>
-  </dl>
+  </footer>
 </main>
 <script type="module">
 /*POLICY*/
