@@ -1,5 +1,7 @@
 """Words as a sense: what they become, that a student needs them, that its file speaks in its own vocabulary, and what is wrong is said."""
 
+import shutil
+
 import gymnasium
 import numpy as np
 import pytest
@@ -100,8 +102,9 @@ def test_a_student_that_reads_learns_and_one_that_does_not_cannot(tmp_path):
     said = {"place": np.zeros((2, 2), np.float32), "mission": np.array(["fetch the green key", "fetch the red ball"])}
     assert player.predict(said)[0].tolist() == [3, 0], "texts are taken as they are"
     assert player.predict({"place": np.zeros(2, np.float32), "mission": "Fetch the blue ball"})[0] == 4
-    shipped = exporting.opened(exporting.export(player, "python", tmp_path / "p"))
-    assert shipped.act(as_groups(said, player.spec)[0], {}, None)[0].action.mode.tolist() == [3, 0]
+    for to in ("python", *(["js"] if shutil.which("node") else [])):
+        shipped = exporting.opened(exporting.export(player, to, tmp_path / to))
+        assert shipped.act(as_groups(said, player.spec)[0], {}, None)[0].action.mode.tolist() == [3, 0]
     assert evaluation.evaluate(path, lambda: Fetch(told=False), episodes=12, seed=0)["student"]["return"]["mean"] == reads.verdict["student"]["return"]["mean"], "in its own words"
 
 
@@ -154,3 +157,9 @@ def test_what_is_wrong_is_a_sentence(see, told, says, tmp_path):
     with pytest.raises(Misconfigured, match=says):
         distillrl.distill(lambda obs: torch.zeros(len(obs), 6), lambda: Fetch(told), config=Config(**{**vars(CONFIG), "see": see}), out=tmp_path / "r")
     assert seeing.words("group=mission, words=red+key", "mission") == ("red", "key")
+
+
+def test_words_are_for_one_task():
+    with pytest.raises(Misconfigured, match="mission of Fetch is words, which are read in one task alone"):
+        texts_of(EnvOptions([Fetch, Fetch]), {"mission"})
+    assert not texts_of(EnvOptions([Fetch, Fetch]), {"place"})

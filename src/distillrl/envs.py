@@ -68,8 +68,12 @@ def shown(options: EnvOptions, *policies: Any) -> EnvOptions:
 
 
 def texts_of(options: EnvOptions, wanted: Iterable[str]) -> frozenset[str]:
-    """Which of these names are groups of text in a single environment that gymnasium makes."""
+    """Which of these names are groups of text in a single environment that gymnasium makes; raises Misconfigured where one is, of several tasks."""
     names = frozenset(wanted)
+    for task, title in zip(several := tasks.several(options.id), tasks.names(several), strict=True) if names else ():
+        name, own = tasks.arguments(task) if isinstance(task, str) else (task, {})
+        if read := texts_of(replace(options, id=name, kwargs={**options.kwargs, **own}), names):
+            raise Misconfigured(f"{' and '.join(sorted(read))} of {title} is words, which are read in one task alone: name that task by itself with --env, or don't name the words")
     single = not isinstance(options.id, gymnasium.vector.VectorEnv) and not tasks.several(options.id) and options.backend.startswith(("auto", "gymnasium"))
     if not names or not single or atari.game(options.id) is not None:
         return frozenset()
