@@ -32,6 +32,7 @@ from distillrl.dataset import NEXT, Dataset
 from distillrl.envs import Seeds
 from distillrl.errors import Misconfigured
 from distillrl.policies import ACTION, as_words
+from distillrl.recorded import Recorded
 from distillrl.records import TASKS, Batch, Progress, over_states
 from distillrl.refit import Refit
 from distillrl.settling import Setup
@@ -80,6 +81,13 @@ class State:
     saved_steps: int = 0
     ended: str = ""
     reached: bool = False
+
+
+    @property
+    def recorded(self) -> Recorded:
+        """Of a run on recorded play, what stands in the driver's place."""
+        assert isinstance(self.drive, Recorded)
+        return self.drive
 
 
 def generator(seed: int, part: str) -> torch.Generator:

@@ -58,7 +58,7 @@ def resume(setup: Setup, folder: Folder) -> State:
     state.drive.load_state_dict(values["drive"])
     like = example_batch(setup, state, label_words(setup, state)).teacher
     if setup.recording is not None:
-        state.drive.relabel(like, setup.seen)  # type: ignore[attr-defined]  # a Recorded
+        state.recorded.relabel(like, setup.seen)
     own = [p for p in parts[values["first_part"] :] if p]
     state.dataset.restore(own if state.dataset.keep == "all" else own[-1:], like if asks_teacher(setup, state, state.progress.phase) else Prediction())
     state.saved_steps, state.parts, state.best = state.dataset.steps, values["parts"], values["best"]
@@ -81,7 +81,7 @@ def start(setup: Setup, folder: Folder) -> State:
     state = begin(setup)
     config, drive = setup.config, state.drive
     if setup.recording is not None:
-        state.dataset.expected = drive.parts[0].lanes.rows + 64  # type: ignore[attr-defined]  # a Recorded
+        state.dataset.expected = state.recorded.parts[0].lanes.rows + 64
     elif all(phase.keep == "all" for phase in config.phase):
         state.dataset.expected = int(ROOM * config.env_steps / drive.n) + 64
     else:

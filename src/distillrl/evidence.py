@@ -54,37 +54,11 @@ def gather(
     student, teacher or environment can't be had at all.
     """
     run = read(run_folder)
-    began, worked = time.perf_counter(), time.process_time()
-    notes: list[str] = []
+    began, notes = time.perf_counter(), list[str]()
     student, master, options = players(run, teacher, env, notes)
-    seed = int(number(run.config.get("seed")) or 0)
-    foot = number(look(run.verdict, "random", "return", "mean"))
     hardest = EnvOptions(options.id, {**options.kwargs, **unseen}, options.backend, options.max_episode_steps) if unseen else None
-    left = None if full else QUICK_SECONDS
     found: dict[str, Any] = {"full": full, "student": run.digest, **{k: run.evidence[k] for k in KEPT if k in run.evidence}}
-    parts: dict[str, Callable[[], Any]] = {
-        "costs": lambda: {"student": costs.measure(student), "teacher": costs.measure(master)},
-        "fidelity": lambda: fidelity.measure(student, master, options, COMPARED if full else 20, seed, shown=6 if full else 3),
-        "robustness": lambda: robustness.measure(
-            student,
-            master,
-            options,
-            episodes=COMPARED if full else 20,
-            seed=seed,
-            physics=physics,
-            random_mean=foot,
-            clean=_clean(found),
-            seconds=None if left is None else max(0.0, left - (time.process_time() - worked)),
-        ),
-    }
-    if full:
-        parts["returns"] = lambda: {
-            who: paired_returns(p, options, wanted(judge(run, margin).non_inferiority), Seeds(seed, "verdict")) for who, p in (("student", student), ("teacher", master))
-        }
-    if full or hardest is not None:
-        parts["generalisation"] = lambda: generalisation.measure(
-            student, master, options, hardest, episodes=GENERALISATION if full else 20, seed=seed, random_mean=foot
-        )
+    parts = _parts(run, student, master, options, hardest, physics, margin, full, found)
     if student.spec.tasks:
         notes.append("robustness and generalisation are measured of one task's return, and this student plays several: the verdict has each task's figures")
         parts = {name: parts[name] for name in ("costs", "fidelity")}
@@ -101,6 +75,33 @@ def gather(
     found |= {"notes": notes, "seconds": round(time.perf_counter() - began, 3)}
     artifact.write_bytes(run.path / EVIDENCE, json.dumps(found).encode())
     return found
+
+
+def _parts(
+    run: Reading, student: Policy, master: Policy, options: EnvOptions, hardest: EnvOptions | None, physics: tuple[Change, ...], margin: float, full: bool, found: Mapping[str, Any]
+) -> dict[str, Callable[[], Any]]:
+    """What is measured, in this order, by its key; ``found`` is what those before it have given by then."""
+    seed, foot = int(number(run.config.get("seed")) or 0), number(look(run.verdict, "random", "return", "mean"))
+    episodes, worked = COMPARED if full else 20, time.process_time()
+
+    def robust() -> dict[str, Any]:
+        left = None if full else max(0.0, QUICK_SECONDS - (time.process_time() - worked))
+        return robustness.measure(student, master, options, episodes=episodes, seed=seed, physics=physics, random_mean=foot, clean=_clean(found), seconds=left)
+
+    def returns() -> dict[str, list[float]]:
+        count = wanted(judge(run, margin).non_inferiority)
+        return {who: paired_returns(p, options, count, Seeds(seed, "verdict")) for who, p in (("student", student), ("teacher", master))}
+
+    def general() -> dict[str, Any]:
+        return generalisation.measure(student, master, options, hardest, episodes=GENERALISATION if full else 20, seed=seed, random_mean=foot)
+
+    return {
+        "costs": lambda: {"student": costs.measure(student), "teacher": costs.measure(master)},
+        "fidelity": lambda: fidelity.measure(student, master, options, episodes, seed, shown=6 if full else 3),
+        "robustness": robust,
+        **({"returns": returns} if full else {}),
+        **({"generalisation": general} if full or hardest is not None else {}),
+    }
 
 
 def from_scratch(run_folder: str | Path, times: float, *, teacher: Any = None, env: Any = None, show: Any = None) -> None:

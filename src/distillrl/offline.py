@@ -175,7 +175,7 @@ def driver(setup: Setup, generator: torch.Generator) -> Recorded:
 
 def look(setup: Setup, state: State) -> dict[str, Any]:
     """Measure the student on the held-out episodes after a round; without an environment keep it if it is the best so far, and see whether the aim is reached."""
-    play = state.drive.held_out  # type: ignore[attr-defined]  # a Recorded
+    play = state.recorded.held_out
     if play is None:
         return {}
     began, student = time.perf_counter(), state.gradient.averaged
@@ -222,7 +222,7 @@ def facts(setup: Setup, state: State) -> dict[str, Any]:
     """What the verdict says of the recording, and of the student on its held-out episodes."""
     recording: Any = setup.recording
     returns = recording.returns
-    apart = state.drive.parts[1].recording.episodes if len(state.drive.parts) > 1 else 0  # type: ignore[attr-defined]  # a Recorded
+    apart = state.recorded.parts[1].recording.episodes if len(state.recorded.parts) > 1 else 0
     interval = stats.mean_interval(returns, setup.config.seed) if returns is not None and len(returns) > 1 else None
     return {
         "source": recording.source,
@@ -257,7 +257,7 @@ def unplayed(setup: Setup, state: State, student: Policy, sizes: Mapping[str, in
 
 def causes(setup: Setup, state: State) -> list[str]:
     """Why a student on recorded play stays below its aim: what is measured on the episodes that it learnt from, and on others."""
-    play = replace(state.drive.parts[0].play, teacher=None)  # type: ignore[attr-defined]  # a Recorded
+    play = replace(state.recorded.parts[0].play, teacher=None)
     whole = state.dataset.in_order()
     learnt = replace(play, teacher=whole.teacher, labelled=_drawable(state), weight=whole.weight)
     _, on_learnt = recorded.measure(state.gradient.averaged, learnt)
@@ -272,7 +272,7 @@ def causes(setup: Setup, state: State) -> list[str]:
 
 
 def _drawable(state: State) -> torch.Tensor:
-    play = state.drive.parts[0].play  # type: ignore[attr-defined]  # a Recorded
+    play = state.recorded.parts[0].play
     flat = torch.zeros(play.valid.numel(), dtype=torch.bool)
     flat[state.dataset.rows] = True
     return flat.view(play.valid.shape)

@@ -26,13 +26,13 @@ def play(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     began = time.perf_counter()
     who = phases.who(setup.config.phase[state.progress.phase], phases.at(state.progress, state.phase_round))
     try:
-        rollout, drive = _driven(setup, state, who)
+        rollout = _driven(setup, state, who)
         _seen(setup, state, rollout)
         collected = time.perf_counter()
-        noticed = _noticed(setup, state, rollout, drive)
+        noticed = _noticed(setup, state, rollout)
         state.dataset.append(rollout)
         compared, explained = phases.compared(state.gradient.averaged, rollout, state.dataset), phases.explained_variance(rollout)
-        count = _counted(setup, state, rollout, drive)
+        count = _counted(setup, state, rollout)
         now = phases.at(state.progress, state.phase_round)
         learnt: dict[str, Any] = dict(state.gradient.learn(state.dataset, now))
         for i, member in enumerate(state.committee):
@@ -58,8 +58,8 @@ def play(setup: Setup, state: State, folder: Folder) -> dict[str, Any]:
     }
 
 
-def _driven(setup: Setup, state: State, who: Who) -> tuple[Rollout, Drive]:
-    """The round's states, labelled as its phase wants them, and what drove: the run's environments, or those that begin where starts were bad."""
+def _driven(setup: Setup, state: State, who: Who) -> Rollout:
+    """The round's states, labelled as its phase wants them: from the run's environments, or from those that begin where starts were bad."""
     phase = setup.config.phase[state.progress.phase]
     drive, playing = state.drive, phases.driven_by(phase, state.gradient.averaged)
     if drive.due():
@@ -75,7 +75,7 @@ def _driven(setup: Setup, state: State, who: Who) -> tuple[Rollout, Drive]:
         else:
             rollout = drive.collect(max(1, min(wanted, room)), who, setup.teacher, playing, wants, setup.seen, ask and not choosy)
             rollout = _asked(setup, state, phase, rollout) if choosy else rollout
-        return _enriched(setup, state, phase, rollout, drive, playing), drive
+        return _enriched(setup, state, phase, rollout, drive, playing)
 
 
 def _seen(setup: Setup, state: State, rollout: Rollout) -> None:
@@ -86,7 +86,7 @@ def _seen(setup: Setup, state: State, rollout: Rollout) -> None:
         students.follow([copy for learner in (state.gradient, *state.committee) for copy in learner.copies()], rollout)
 
 
-def _noticed(setup: Setup, state: State, rollout: Rollout, drive: Drive) -> dict[str, Any]:
+def _noticed(setup: Setup, state: State, rollout: Rollout) -> dict[str, Any]:
     """What the first rollout tells of the whole run: what can't be imitated, a sense that hears nothing, what a recording lacks."""
     if state.progress.round > 0:
         return {}
@@ -94,16 +94,16 @@ def _noticed(setup: Setup, state: State, rollout: Rollout, drive: Drive) -> dict
     if bool((rollout.labelled | ~rollout.valid).all()):
         state.imitability, noticed = imitability.first_look(setup.config, state.student, rollout, bool(setup.teacher.init(1)))
     mute = sounds.silent(getattr(state.student, "sense", None), rollout.obs)
-    lacks = drive.note if setup.recording is not None else ""  # type: ignore[attr-defined]  # a Recorded
+    lacks = state.recorded.note if setup.recording is not None else ""
     said = [x for x in (noticed.get("note"), mute, lacks) if x]
     return {**noticed, "note": "; ".join(said)} if said else noticed
 
 
-def _counted(setup: Setup, state: State, rollout: Rollout, drive: Drive) -> int:
+def _counted(setup: Setup, state: State, rollout: Rollout) -> int:
     """Count steps and labels in; the steps."""
     count, asked = int(rollout.valid.sum()), int((rollout.valid & rollout.labelled).sum())
     if setup.recording is not None:  # nothing was stepped; held-out states were labelled too
-        count, asked = 0, drive.asked if state.progress.round == 0 else 0  # type: ignore[attr-defined]  # a Recorded
+        count, asked = 0, state.recorded.asked if state.progress.round == 0 else 0
         state.progress = replace(state.progress, rounds=setup.config.rounds or 0)
     state.progress = replace(state.progress, env_steps=state.progress.env_steps + count, labels=state.progress.labels + asked, budget=setup.config.env_steps)
     return count

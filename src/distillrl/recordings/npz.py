@@ -12,6 +12,9 @@ from distillrl.errors import Failed
 from distillrl.recordings.episodes import Raw, afford
 from distillrl.recordings.flat import NAMES, cut
 
+DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError)
+"""What zipfile and numpy raise on a file that isn't whole, or was made to look like one."""
+
 
 def sniff(path: Path) -> bool:
     """Whether it is one."""
@@ -29,7 +32,7 @@ def read(path: Path) -> Raw:
     except ValueError as error:
         reason = "it holds Python objects, which would run code; arrays of numbers are right" if "allow_pickle" in str(error) else str(error)
         raise Failed(f"{path}: {reason}") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
+    except DAMAGED as error:
         raise Failed(f"{path} is damaged or no .npz: {error}") from None
     return cut({**arrays, **{name: np.empty(0) for name in others if name not in arrays}}, str(path))
 

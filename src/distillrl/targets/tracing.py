@@ -18,7 +18,7 @@ from distillrl.students.compact import Rounded
 from distillrl.students.fitted import Fitted
 from distillrl.students.fused import Attention
 from distillrl.students.networks import Network
-from distillrl.targets import arithmetic, fitting, graphs, numbers, operators, sensing
+from distillrl.targets import arithmetic, fitting, graphs, numbers, operators, recurrent, sensing
 from distillrl.targets import plan as steps
 from distillrl.targets.arithmetic import activate
 from distillrl.targets.numbers import Value, combine, in_order, ungrouped, whole
@@ -108,7 +108,7 @@ def _recurrent(b: Builder, x: str, part: nn.Module) -> str:
 def _lstm(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
     size = weights[1].shape[1]
     h, c = b.memory(f"h{i}", size), b.memory(f"c{i}", size)
-    out, after = operators.lstm_step(b, x, h, c, torch.cat(list(weights), 1), biases[0] + biases[1])
+    out, after = recurrent.lstm_step(b, x, h, c, torch.cat(list(weights), 1), biases[0] + biases[1])
     b.remember(f"h{i}", h, out)
     b.remember(f"c{i}", c, after)
     return out
@@ -116,7 +116,7 @@ def _lstm(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequenc
 
 def _gru(b: Builder, x: str, i: int, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str:
     h = b.memory(f"h{i}", weights[1].shape[1])
-    out = operators.gru_step(b, x, h, weights, biases)
+    out = recurrent.gru_step(b, x, h, weights, biases)
     b.remember(f"h{i}", h, out)
     return out
 
