@@ -27,7 +27,8 @@ from distillrl.actions import Deterministic
 from distillrl.agreeing import Agreed
 from distillrl.config import Config, Phase
 from distillrl.errors import Failed, Misconfigured, Missing
-from distillrl.records import Prediction, Progress
+from distillrl.methods import METHODS
+from distillrl.records import ActionSpace, Prediction, Progress, Spec, Task
 
 
 class Corridor(gymnasium.Env):
@@ -225,6 +226,15 @@ def test_the_expansion_of_a_method_runs_the_same(tmp_path, lander):
     a = distillrl.distill(config=again, out=tmp_path / "a")
     b = distillrl.distill(lander, "LunarLander-v3", config=Config(env_steps=1200, until="none", verdict_episodes=2, select_episodes=2), out=tmp_path / "b")
     assert (a.folder / "student.safetensors").read_bytes() == (b.folder / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_read_from_its_file_sums_its_terms_in_the_same_order(name):
+    space = ActionSpace("discrete", n=2)
+    spec = Spec({}, space, tasks=(Task("A", {}, space), Task("B", {}, space)) if name == "distral" else ())
+    phases = METHODS[name].expand(frozenset({"action", "distribution", "q", "value", "features.last"}), spec)
+    again = configuration.build(tomllib.loads(configuration.dumps(Config(phase=phases))))
+    assert [list(p.terms.items()) for p in again.phase] == [list(p.terms.items()) for p in phases]
 
 
 def test_a_run_ended_by_the_clock_notes_its_round(tmp_path):

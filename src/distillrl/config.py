@@ -96,6 +96,8 @@ class Phase:
             raise Misconfigured(f"average = {self.average}: a decay from 0 (off) to below 1 is right")
         if not 0 < self.lr < 10:
             raise Misconfigured(f"lr = {self.lr}: a learning rate above 0, such as 3e-3, is right")
+        # Terms are summed in this order, in which TOML writes them (tables last), so that a run read from its file adds up to the same bits.
+        object.__setattr__(self, "terms", dict(sorted(self.terms.items(), key=lambda term: isinstance(term[1], Mapping))))
 
 
 @dataclass(frozen=True)
