@@ -13,7 +13,9 @@ from distillrl import exporting
 from distillrl.errors import Misconfigured
 from distillrl.teachers import Options, load
 
-FORMATS = sorted(d.name for d in DATA.iterdir() if d.name != "onnx_runtime")
+WINDOWS = ["keras_gru", "keras_lstm"]
+"""Recurrent layers over several steps at once, which no code carries."""
+FORMATS = sorted(d.name for d in DATA.iterdir() if d.name not in {"onnx_runtime", *WINDOWS})
 GRAPHS = ["keras_functional", "onnx_cnn", "onnx_dynamo", "onnx_gru", "onnx_two_inputs", "rllib_dqn", "rsl_rl_gru", "rsl_rl_lstm_onnx", "rsl_rl_lstm_script"]
 
 
@@ -35,6 +37,14 @@ def test_every_format_goes_to_code(name, to, tmp_path):
     raw_error, action_error, size = differences(teacher, other, 16, 3)
     assert raw_error <= 1e-5 * max(1.0, size)
     assert action_error <= 2e-5
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_of_steps_goes_to_torch_and_nowhere_else(name, tmp_path):
+    with pytest.raises(Misconfigured, match="over several steps at once.* the target torch carries it"):
+        exporting.export(policy(name), "python", tmp_path)
+    other = exporting.opened(exporting.export(policy(name), "torch", tmp_path))
+    assert differences(policy(name), other, 16, 3)[1] <= 2e-5
 
 
 def test_a_critics_memory_is_left_out():
