@@ -191,7 +191,7 @@ def with_tuning(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """
     before, warm, reward = with_finetuning(phases)[-3:]
     before = replace(before, until=before.until.replace("spent=0.5", "spent=0.25"))
-    return (*phases[:-1], before, replace(warm, until="explained_variance=0.5, spent=0.4", steps=512, updates=128), replace(reward, steps=512, updates=96, batch=512))
+    return (*phases[:-1], before, replace(warm, until="explained_variance=0.5, spent=0.4", steps=512, updates=128), replace(reward, steps=512, updates=48, batch=1024))
 
 
 def recorded(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
