@@ -8,7 +8,7 @@ import pytest
 from shipping_cases import Shown, teacher
 
 import distillrl
-from distillrl import costs, robustness
+from distillrl import costs, robustness, scratch
 from distillrl.config import Config, Phase
 from distillrl.errors import DistillError
 from distillrl.evidence import from_scratch, gather
@@ -86,6 +86,11 @@ def test_training_from_scratch_is_set_beside(tmp_path):
     (run / "student.safetensors").write_bytes((run / "scratch" / "student.safetensors").read_bytes())
     assert any("measured of another student" in p for p in read(run).problems)
     assert read(run).evidence == {}
+
+
+def test_where_the_clock_ended_the_run_is_no_bound_of_training_from_scratch():
+    anew = scratch._config(Config(rounds=5, last_round=3, labels=9), 100)
+    assert (anew.rounds, anew.last_round, anew.labels, anew.env_steps) == (None, None, None, 100)
 
 
 def test_what_can_not_be_trained_from_scratch_is_said_on_the_page(tmp_path):

@@ -54,7 +54,7 @@ def _config(config: Config, steps: int) -> Config:
     if config.data is not None:
         raise Misconfigured("the student was distilled from recorded play, which took no environment steps to compare with")
     return replace(
-        config, method=METHOD, phase=(), until=f"retention={AIMS[-1]:g}", env_steps=steps, labels=None, rounds=None, seconds=None,
+        config, method=METHOD, phase=(), until=f"retention={AIMS[-1]:g}", env_steps=steps, labels=None, rounds=None, last_round=None, seconds=None,
         terms=None, choose=None, finetune=False, init=None, inherit=None, worst_of=0,
     )  # fmt: skip
 
