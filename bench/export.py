@@ -154,7 +154,7 @@ def loaded(path: Path) -> Any:
     return module
 
 
-def handwritten(policy: Network, width: int, folder: Path) -> Timer:
+def handwritten(policy: Network, width: int, folder: Path, *native: str) -> Timer:
     """bench/handwritten.c with this network's weights, [n][m] as it wants them, behind the export's interface."""
     arrays = []
     for k, layer in enumerate([policy.body[0], policy.body[2], policy.out]):
@@ -162,7 +162,7 @@ def handwritten(policy: Network, width: int, folder: Path) -> Timer:
             arrays.append(f"static const float {kind}{k}[] = {{{', '.join(f'{v:.9g}f' if '.' in f'{v:.9g}' or 'e' in f'{v:.9g}' else f'{v:.9g}.0f' for v in values.ravel())}}};\n")
     (folder / "weights.h").write_text(f"#define WIDTH {width}\n" + "".join(arrays))
     source = Path(__file__).with_name("handwritten.c")
-    return in_c([source], folder, "hand", False, ["-std=gnu99", "-O3", "-march=native", f"-I{folder}"])
+    return in_c([source], folder, f"hand{len(native)}", False, ["-std=gnu99", "-O3", "-w", *native, f"-I{folder}"])
 
 
 def contenders(policy: Network, width: int, python: str, folder: Path) -> dict[str, Timer]:
@@ -202,7 +202,8 @@ def contenders(policy: Network, width: int, python: str, folder: Path) -> dict[s
     found["export c, in C, without vectors"] = in_c([files["c"][0]], folder / "c", "plain", image, ["-std=c99", "-O3", "-DPOLICY_PLAIN"])
     found["export c-int8, in C, -O3 native"] = in_c([files["c-int8"][0]], folder / "c-int8", "native", image, FLAGS)
     if not image:
-        found["hand-written C, -O3 native"] = handwritten(policy, width, folder / "c")
+        found["hand-written C, -O3 native"] = handwritten(policy, width, folder / "c", "-march=native")
+        found["hand-written C, -O3"] = handwritten(policy, width, folder / "c")
     return found
 
 
