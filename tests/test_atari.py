@@ -220,6 +220,8 @@ def test_the_worked_examples_teacher_of_pong_reads_what_frames_show_and_nothing_
 
 
 def test_the_worked_examples_settings_are_settings():
-    given = config.build(config.read(Path(__file__).resolve().parent.parent / "examples" / "pong.toml"))
+    examples = Path(__file__).resolve().parent.parent / "examples"
+    given = config.build(config.read(examples / "pong.toml"))
     assert given.env_steps == 400_000
     assert given.phase[0].terms["hint"]["always"]
+    assert config.build(config.read(examples / "lunar_pixels.toml")).phase[0].by == "episode"

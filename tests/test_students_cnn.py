@@ -61,6 +61,8 @@ def test_points_say_where_a_thing_is_and_how_clearly(tmp_path):
     assert torch.equal(student.act({"obs": seen}, {}, None)[0].action.logits, logits)
     with pytest.raises(DistillError, match="no convolution"):
         students.make("cnn:points:16", spec(4, 20, 24), generator())
+    with pytest.raises(DistillError, match="impala is a whole network"):
+        students.make("cnn:impala-points", spec(4, 20, 24), generator())
     with pytest.raises(DistillError, match="no convolution"):
         students.make("cnn:4-points-8:16", spec(4, 20, 24), generator())
 

@@ -70,9 +70,9 @@ class Shape:
 def parse_cnn(text: str) -> Shape:
     """``8-16-16:64``, ``16k8s4-32k4s2:256x64:relu``, or a preset's name → Shape; raises Misconfigured."""
     name, _, rest = text.partition(":")
-    if name in PRESETS:
-        if rest:
-            raise Misconfigured(f"student cnn:{text}: {name} is a whole network, {PRESETS[name]!r}; write that out to change it")
+    if (preset := name.removesuffix(f"-{POINTS}")) in PRESETS:
+        if rest or preset != name:
+            raise Misconfigured(f"student cnn:{text}: {preset} is a whole network, {PRESETS[preset]!r}; write that out to change it")
         return replace(parse_cnn(PRESETS[name]), residual=name == "impala")
     layers = []
     convolutions, points, more = name.partition(f"-{POINTS}")
