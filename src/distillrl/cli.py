@@ -70,7 +70,7 @@ def run() -> None:
 @click.option("--threads", type=int, help="Torch threads; 1 is fastest for small networks.")
 @click.option("--memory", help="What the states may take of it, such as 4GB; more goes to files in the run folder.  [default: half of what is free]")
 @click.option("--device", help="cpu, cuda, …")
-@click.option("--finetune", is_flag=True, default=None, help="After distilling go on by the reward alone: the critic first, then PPO.")
+@click.option("--finetune", is_flag=True, default=None, help="After distilling go on by the reward alone: the critic first, then PPO; of a tree of discrete actions its leaves.")
 @click.option("--inherit", help="Start from the weights of 'teacher', or of a network's file: neurons chosen where the student has fewer, repeated where more.")
 @click.option("--init", help="Begin from this student.")
 @click.option("--out", help="The run folder.  [default: runs/ENVIRONMENT-TIME]")
