@@ -401,6 +401,29 @@ def test_the_scale_of_each_number_is_measured():
     assert scale["obs"].numpy() == pytest.approx(np.ones(SENSORS), abs=0.05)
 
 
+class Clock(gymnasium.Env):
+    """It sees how many steps have gone; episodes are 2 to 5 long."""
+
+    observation_space, action_space = gymnasium.spaces.Box(0, 9, (1,), np.float32), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.at, self.end = 0, 2 + seed % 4
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.at += 1
+        return np.full(1, self.at, np.float32), 0.0, self.at == self.end, False, {}
+
+
+def test_a_policy_that_remembers_begins_anew_with_an_episode_while_the_scale_is_measured():
+    class Looks(evaluation.Random):
+        def act(self, obs, memory, starts, wants=ACTION):
+            assert torch.equal(starts, obs["obs"][:, 0] == 0)
+            return super().act(obs, memory, starts, wants)
+
+    robustness.observation_scale(Looks(spec_of(Clock), torch.Generator()), EnvOptions(Clock, {}, "gymnasium:1"), 0, slots=8)
+
+
 def test_a_memoriser_of_ten_levels_is_overfitted_and_its_teacher_is_not():
     seen, unseen = EnvOptions(Levels, {"levels": 10}, "gymnasium:1"), EnvOptions(Levels, {}, "gymnasium:1")
     spec = spec_of(Levels)

@@ -120,7 +120,7 @@ def observation_scale(policy: Policy, options: EnvOptions, seed: int, ticks: int
         memory, starts = policy.init(vector.n), torch.ones(vector.n, dtype=torch.bool)
         obs = {k: torch.as_tensor(v) for k, v in vector.reset().items()}
         sums = {k: [torch.zeros(v.shape[1:], dtype=torch.float64) for _ in range(2)] for k, v in obs.items()}
-        over, count = np.zeros(vector.n, dtype=bool), 0
+        over, ended, count = np.zeros(vector.n, dtype=bool), np.zeros(vector.n, dtype=bool), 0
         while count < ticks and not over.all():
             count += 1
             for k, v in obs.items():
@@ -128,8 +128,8 @@ def observation_scale(policy: Policy, options: EnvOptions, seed: int, ticks: int
                 sums[k][1] += v.double().square().sum(0)
             prediction, memory = policy.act(obs, memory, starts, ACTION)
             new, _, terminated, truncated = vector.step(to_environment(played(prediction, sampled=False), vector.spec))
-            over |= terminated | truncated
-            starts = torch.from_numpy(terminated | truncated)
+            starts, ended = torch.from_numpy(ended), terminated | truncated  # the step after an end only resets, and begins with what it ended in
+            over |= ended
             obs = {k: torch.as_tensor(v) for k, v in new.items()}
     finally:
         vector.close()
