@@ -306,3 +306,16 @@ def test_where_fresh_episodes_disagree_the_next_larger_one_is_judged(tmp_path, m
     assert not none.reached
     assert none.policy is not None
     assert "came nearest" in search.sentences(none)[-1]
+
+
+def test_the_picture_names_what_lies_below_it(tmp_path):
+    pytest.importorskip("matplotlib", reason="pip install 'distillrl[report]'")
+    from distillrl.frontier import draw
+
+    def size(word: str, parameters: int, value: float, passed: bool = False) -> dict[str, object]:
+        return {"student": word, "parameters": parameters, "passed": passed, "retention": {"value": value, "low": value - 0.2, "high": min(1.0, value + 0.2)}}
+
+    draw({"aim": 0.99, "winner": "mlp:", "sizes": [size("tree:leaves=4", 1, 0.1), size("mlp:", 10, 1.0, True), size("mlp:8", 58, 1.0)]}, tmp_path)
+    text = (tmp_path / "frontier.svg").read_text()
+    assert "tree:leaves=4: 10%" in text
+    assert "(dashed): linear" in text
