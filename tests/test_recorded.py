@@ -141,7 +141,7 @@ def test_q_of_the_recorded_policy_gives_crrs_own_advantage():
 
 
 def test_the_critic_explains_returns_of_episodes_that_it_never_saw(tmp_path, monkeypatch):
-    monkeypatch.setattr(weighing, "UPDATES", 800)
+    monkeypatch.setattr(weighing, "UPDATES", 560)
     noisy = record(steer("discrete"), lambda: Corridor(), out=tmp_path / "noisy", episodes=40, noise=0.2)
     recording = recordings.read(noisy.path)
     driver = recorded_driver(recording, Weighing("awr", 1.0), gamma=0.9)
@@ -291,7 +291,7 @@ def test_advantage_weights_beat_plain_cloning_of_mixed_play(tmp_path):
     returns = {}
     for method in ("behaviour-cloning", "awr", "crr"):
         changes = {"label": "action"} if method == "behaviour-cloning" else {}
-        verdict = run(tmp_path, tmp_path / "mixed", None, lambda: Corridor(), name=method, method=method, rounds=15, until="none", **changes).verdict
+        verdict = run(tmp_path, tmp_path / "mixed", None, lambda: Corridor(), name=method, method=method, rounds=8, until="none", **changes).verdict
         returns[method] = verdict["student"]["return_sampled"]["mean"]
     assert returns["awr"] > 0.8 * returns["behaviour-cloning"]  # below 0: less is better
     assert returns["crr"] > 0.8 * returns["behaviour-cloning"]
@@ -365,7 +365,7 @@ def interrupted(tmp_path, data, at, teacher=None, env=None, **changes):
         run(tmp_path, data, teacher, env, name="cut", show=stop, **changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "awr"}, {"student": "gru:8"}, {"terms": "forward_kl: linear(1, 0.2), entropy: 0.01"}])
+@pytest.mark.parametrize("changes", [{}, {"method": "awr"}, {"student": "gru:8", "phase": (Phase(beta="1", terms={"nll": 1}, updates=8),)}, {"terms": "forward_kl: linear(1, 0.2), entropy: 0.01"}])
 def test_a_resumed_run_gives_the_same_bytes(tmp_path, played, changes):
     whole = run(tmp_path, played / "discrete", name="whole", rounds=3, **changes)
     interrupted(tmp_path, played / "discrete", 1, rounds=3, **changes)
