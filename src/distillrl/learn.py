@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillrl import byhand
 from distillrl.balancing import Balance
 from distillrl.dataset import NEXT, NEXT_MEMORY, Dataset
 from distillrl.errors import Failed, Misconfigured
+from distillrl.objectives.policy import mse, mse_targets
 from distillrl.policies import as_words
 from distillrl.records import Batch, Prediction, Progress, over_states
 from distillrl.senses import window_of
@@ -86,6 +88,8 @@ class Gradient:
         self._wants = as_words(frozenset().union(*(t.wants for t in terms)), "student")
         self._ahead = frozenset(w for t in terms for w in t.wants if w in {"next", "next_target"})
         self._remembers = window_of(self.student) is None
+        self._plain = not (modules or self._ahead or self.balance.parameters or self.balance.factors or train != "all")
+        """Whether the losses have no weights of their own and look at nothing but a state."""
         if self._remembers and self._ahead:
             raise Misconfigured("a term that looks at the next state needs a student without memory; take an mlp, or other terms")
         self._target = copy.deepcopy(student) if "next_target" in self._ahead else None
@@ -103,7 +107,11 @@ class Gradient:
         sums = torch.zeros(len(weights))
         self.student.train()
         drawn = None if self._remembers or dataset.heavy else self._draw(dataset, self.updates * self.batch, progress)
-        for u in range(self.updates):
+        written = None if drawn is None or not self._plain else byhand.of(self.student, self._wants, self.batch)
+        if written is not None:
+            assert drawn is not None
+            self._by_hand(written, drawn, weights, sums)
+        for u in range(0 if written is not None else self.updates):
             if drawn is not None:
                 batch = self._foreseen(_part(drawn, u * self.batch, (u + 1) * self.batch))
             else:
@@ -129,6 +137,46 @@ class Gradient:
         if len(weights) > 1:
             metrics.update(self._shares(dataset, weights, progress))
         return metrics | self.balance.metrics()
+
+    def _by_hand(self, written: byhand.ByHand, drawn: Batch, weights: Sequence[tuple[Term, float]], sums: Tensor) -> None:
+        """All of a round's updates of a plain MLP, its layers' gradients written out; of mse alone its own gradient too."""
+        x = written.seen(drawn.obs)
+        squares = self._squares(written, drawn, weights)
+        for u in range(self.updates):
+            part = slice(u * self.batch, (u + 1) * self.batch)
+            if squares is not None:
+                low, high, unit, share = squares
+                unit = unit if unit.dim() < 2 else unit[part]
+                losses = [written.squared(x[part], low[part], high[part], unit, share[part], weights[0][1])]
+            else:
+                losses = []
+                batch = _part(drawn, part.start, part.stop)
+
+                def total(prediction: Prediction, batch: Batch = batch, losses: list[Tensor] = losses) -> Tensor:
+                    losses += self._weighted(prediction, batch, weights)
+                    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+                written.step(x[part], total)
+            self.optimiser.step()
+            sums += torch.stack([loss.detach() for loss in losses])
+            self._follow()
+
+    @torch.no_grad()
+    def _squares(self, written: byhand.ByHand, drawn: Batch, weights: Sequence[tuple[Term, float]]) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """(low, high, unit, share) of a round's states, where mse of a box action is all that is learnt from; else None."""
+        loss = weights[0][0].loss
+        options = loss.keywords if isinstance(loss, partial) and not loss.args else {}
+        if len(weights) > 1 or (loss.func if isinstance(loss, partial) else loss) is not mse or written.student.head.kind not in {"gaussian", "deterministic"}:
+            return None
+        found = mse_targets(drawn.teacher, options.get("scale", "range"), options.get("clip", True))
+        if found is None:
+            return None
+        low, high, unit = found
+        share = torch.full((len(low), 1), 1 / self.batch)
+        if drawn.weight is not None:
+            sizes = drawn.weight.unflatten(0, (self.updates, self.batch))
+            share = (sizes / sizes.sum(1, keepdim=True).clamp_min(1e-8)).reshape(-1, 1)
+        return low, high, unit, share
 
     def copies(self) -> tuple[Any, ...]:
         """The student, and the copies of it that follow it: all that a running normaliser is part of."""

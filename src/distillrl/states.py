@@ -86,6 +86,7 @@ class Drive:
         self._began = np.zeros(self.n, dtype=np.int64)
         self._history: list[np.ndarray] = []
         self._first = 0  # the tick of _history[0]
+        self._untouched: Observations | None = None  # what the vector was reset to, as long as nothing was stepped: EnvPool's takes seconds for 16 robots
         self._fresh_at = -1
 
     def begin(self, teacher: Policy, student: Policy) -> None:
@@ -95,7 +96,9 @@ class Drive:
         theirs = getattr(getattr(teacher, "sense", None), "reads", teacher.spec.observations)
         self.raw = tuple(k for k in self.spec.observations if k in theirs or self._sense is None or k not in self._sense.reads)
         self.obs = {}
-        self._take(self.vector.reset(), {})
+        if self._untouched is None:
+            self._untouched = self.vector.reset()
+        self._take(self._untouched, {})
         self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
         self._fresh_at = self.ticks
 
@@ -106,6 +109,7 @@ class Drive:
     def reseed(self, teacher: Policy, student: Policy) -> None:
         """Begin every slot anew, with the next numbers of the stream."""
         self.index = np.arange(self.n, dtype=np.int64) + int(self.index.max()) + 1
+        self._untouched = None
         self._take(self.vector.reseed(int(self.index[0])), {})
         self.memory = {"teacher": teacher.init(self.n), "student": student.init(self.n)}
         self.ended, self.starts = np.zeros(self.n, dtype=bool), torch.ones(self.n, dtype=torch.bool)  # new ones: what a rollout gave may be an inference tensor
@@ -267,6 +271,7 @@ class Drive:
             self._began[resets] = self.ticks + 1
         if self.vector.replayable:
             self._history.append(action)
+        self._untouched = None
         obs, gained, terminated, truncated = self.vector.step(action)
         self.ticks += 1
         self._take(obs, rows)
@@ -329,6 +334,7 @@ class Drive:
             space = self.spec.action
             kept = history.reshape(len(history), self.n, *space.shape).astype(space.dtype)
             actions = [kept[int(b) - self._first :, i] for i, b in enumerate(self._began)]
+            self._untouched = None
             self.vector.reset()
             self.vector.restore([int(i) for i in self.index], actions, self.ended)
 

@@ -232,6 +232,20 @@ def mse(student: Prediction, batch: Batch, *, scale: str = "range", clip: bool =
     return _residuals(student, batch, "mse", scale, clip, centre).square().sum(-1)
 
 
+def mse_targets(teacher: Prediction, scale: str, clip: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``mse`` of a box action in other words: (low, high, unit), each [..., A] or [A], its residual being what the student's mean is outside of
+    low … high, divided by unit. None where the teacher's action is no box's.
+    """
+    action = distribution(teacher, 1.0, "mse", "this teacher")
+    if not _is_box(action):
+        return None
+    t = _mean(action)
+    if not clip or action.low is None or action.high is None:  # type: ignore[union-attr]  # a box action has bounds, or None for them
+        return t, t, _unit(action, scale, "mse")
+    clipped = t.clamp(action.low, action.high)  # type: ignore[union-attr]  # a box action
+    return torch.minimum(t, clipped), torch.maximum(t, clipped), _unit(action, scale, "mse")
+
+
 def huber(student: Prediction, batch: Batch, *, delta: float = 1.0, scale: str = "range", clip: bool = True, centre: bool = True) -> Tensor:
     """[...] Σ of ½ r² where |r| ≤ δ, else δ(|r| − ½δ) (Huber 1964), r as in ``mse``: an outlier pulls no harder than δ."""
     r = _residuals(student, batch, "huber", scale, clip, centre)
