@@ -26,6 +26,9 @@ from distillrl.teachers.operators import OPERATORS
 
 MAX_NODES = 20_000
 OPERATOR_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, OverflowError, NotImplementedError, AttributeError, AssertionError)
+"""What one of torch's operators raises for arguments that a file made up, each seen in fuzzing: RuntimeError for shapes and types, TypeError and AttributeError
+where a number or nothing stands for a tensor, ValueError and IndexError for axes, KeyError for a value that no step gives, OverflowError for integers beyond 64
+bits, NotImplementedError for types that a kernel lacks, AssertionError from torch.nn.functional's checks. One operator's call alone stands where they are caught."""
 
 
 @dataclass(frozen=True)
