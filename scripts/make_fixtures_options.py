@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make genuine files of libraries with options that ``make_fixtures_formats.py`` leaves at their defaults; the same layout.
 
-    ../venvs/formats/bin/python scripts/make_fixtures_options.py skrl tianshou rl_games keras
+    ../venvs/formats/bin/python scripts/make_fixtures_options.py skrl tianshou rl_games sklearn keras
     ../venvs/d3/bin/python scripts/make_fixtures_options.py d3rlpy            # and so on: rllib, sbx, cleanrl_jax
 
 The virtual environments are those of ``make_fixtures_formats.py``. ``about.json`` also holds ``bounds`` of the environment's
@@ -254,6 +254,26 @@ def make_d3rlpy() -> None:
         again = d3rlpy.load_learnable(str(place / "model.d3"))
         record = {"q": np.stack([again.predict_value(x, np.full((N,), k)) for k in range(4)], 1)} if discrete else {"actions": again.predict(x)}
         keep(place, ["d3rlpy", "torch"], "discrete" if discrete else "box", {"obs": x, **record}, **({} if discrete else {"bounds": [-2.0, 3.0]}))
+
+
+# ── scikit-learn ──
+
+
+def make_sklearn() -> None:
+    """Joblib's own kind of pickle: a pipeline and a forest."""
+    import joblib
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = states(300, OBS).numpy() * 3 + 1
+    choice, numbers = (x[:, 0] > 1) + 2 * (x[:, 1] > 1), np.stack([x[:, 0] * 2, x[:, 1] ** 2 / 9, x[:, 2] - x[:, 3]], 1)
+    for name, model, target in (("pipeline", make_pipeline(StandardScaler(), MLPClassifier((8, 7), max_iter=50, random_state=0)), choice), ("forest", RandomForestRegressor(3, max_depth=4, random_state=0), numbers)):
+        model.fit(x, target)
+        place, few = folder(f"sklearn_joblib_{name}"), x[:N]
+        joblib.dump(model, place / "model.joblib")
+        keep(place, ["scikit-learn", "joblib"], "discrete" if name == "pipeline" else "box", {"obs": few, **({"probabilities": model.predict_proba(few)} if name == "pipeline" else {"actions": model.predict(few)})})
 
 
 # ── Keras ──

@@ -91,6 +91,20 @@ def test_jaxs_activations_are_those_that_the_file_names() -> None:
             flax._sbx_activation({"activation_fn": other}, "ppo")
 
 
+def test_joblibs_arrays_are_held_against_the_file(tmp_path: Path) -> None:
+    """One that claims more than there is, one of objects, a compressed file."""
+    whole = (DATA / "sklearn_joblib_pipeline" / "model.joblib").read_bytes()
+    shapes = whole.count(b"K\x08K\x07\x86")
+    assert shapes
+    for data in (whole.replace(b"K\x08K\x07\x86", b"M\xff\xffK\x07\x86"), whole.replace(b"\x8c\x02f8", b"\x8c\x02O8"), whole[: len(whole) // 2]):
+        (tmp_path / "m.joblib").write_bytes(data)
+        with pytest.raises(Failed):
+            load(tmp_path / "m.joblib", Options(), discrete(6, 4))
+    (tmp_path / "m.joblib").write_bytes(b"x\x9c" + whole)
+    with pytest.raises(DistillError):
+        load(tmp_path / "m.joblib", Options(format="sklearn"), discrete(6, 4))
+
+
 def test_a_number_that_equals_the_trials_batch_is_that_number() -> None:
     """Five quantiles of each action, while five states are tried: neither stands for the other."""
     for count in (5, 7, 11, 13):
@@ -582,7 +596,7 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
 
 # ── fuzzing ──
 
-FUZZED = [files(DATA / n)[0] for n in ("script_mlp", "rsl_rl_lstm_script", "export_mlp", "rsl_rl_mlp", "d3rlpy_sac", "sklearn_tree", "keras_sequential", "brax_ppo", "safetensors")]
+FUZZED = [files(DATA / n)[0] for n in ("script_mlp", "rsl_rl_lstm_script", "export_mlp", "rsl_rl_mlp", "d3rlpy_sac", "sklearn_tree", "keras_sequential", "brax_ppo", "safetensors", "cleanrl_flax_c51_jax", "sklearn_joblib_pipeline", "tianshou_sac")]
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

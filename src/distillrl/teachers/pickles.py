@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,11 @@ class Made:
         return str(self.what) if isinstance(self.what, Global) else ""
 
 
+JOBLIB = "joblib.numpy_pickle.NumpyArrayWrapper"
+_RAW = re.compile(r"[?bBhHiIlLqQefdFDuUSVc<>=|0-9]{1,12}")
+"""Types whose arrays are their bytes: no objects."""
+
+
 class _Refused(Exception):
     """Why the machine stopped."""
 
@@ -90,9 +96,11 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.persistent = persistent
+        self.file: io.BytesIO | None = None
 
     def run(self, file: io.BytesIO) -> Any:
         """The value that the pickle ends with."""
+        self.file = file
         for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
             name = opcode.name
             if count > MAX_OPCODES:
@@ -159,6 +167,25 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Made):
             target.state = state
+            if target.name == JOBLIB:
+                self.raw(target)
+
+    def raw(self, target: Made) -> None:
+        """Joblib's array, whose bytes stand in the file behind the step that fills its record in: as if numpy had pickled it."""
+        told = target.state if isinstance(target.state, dict) else {}
+        kind, shape = told.get("dtype"), told.get("shape")
+        words = kind.args[0] if isinstance(kind, Made) and kind.name == "numpy.dtype" and kind.args else None
+        if not isinstance(words, str) or not _RAW.fullmatch(words) or not isinstance(shape, tuple) or len(shape) > 16 or not all(type(n) is int and n >= 0 for n in shape):
+            raise _Refused("an array of joblib's is of objects, or of no shape")
+        assert self.file is not None
+        if told.get("numpy_array_alignment_bytes") is not None:
+            self.file.seek(int.from_bytes(self.file.read(1), "little"), io.SEEK_CUR)
+        size = math.prod(shape) * np.dtype(words).itemsize
+        data = self.file.read(min(size, self.file.getbuffer().nbytes))
+        if len(data) != size:
+            raise _Refused(f"an array of joblib's claims {size:,} bytes, which are not there")
+        target.what, target.args = Global("numpy._core.multiarray", "_reconstruct"), ()
+        target.state = (1, shape, kind, told.get("order") == "F", data)
 
     def name_on_stack(self, arg: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()

@@ -1,7 +1,7 @@
 """scikit-learn estimators saved by skops or pickle, read inert and made of torch: MLPs, linear models, trees and forests.
 
 skops keeps a JSON tree and ``.npy`` files in a zip; a pickle holds the same. Both become plain records here, and no
-class of scikit-learn is made. A pipeline's scalers become part of the network. joblib's mixed files are not read.
+class of scikit-learn is made. A pipeline's scalers become part of the network. joblib's files, a pickle with arrays' bytes in between, are read likewise.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def read(path: Path) -> Any:
         if "schema.json" not in archive:
             raise Failed(f"{path} is no file of skops: it lacks schema.json")
         return _Skops(archive).value(read_json(archive.read("schema.json"), str(path)), 0)
-    if path.suffix.lower() == ".joblib":
-        raise Missing(f"{path}: joblib's files mix pickle and raw data, which is not read here; save it with skops.io.dump, or pickle")
+    if data[:1] != b"\x80":
+        raise Missing(f"{path} is no pickle; one that joblib compressed is not read here: save it without compress, or with skops.io.dump")
     return _plain(pickles.read(data, str(path)), Visits(str(path)), 0)
 
 
