@@ -207,8 +207,11 @@ def test_the_smallest_that_holds_is_an_ordinary_run(tmp_path, monkeypatch):
     assert (tmp_path / "one" / "frontier.svg").read_text().lstrip().startswith("<?xml")
     assert (tmp_path / "one" / "frontier.png").stat().st_size > 5000
     assert {p.name for p in (tmp_path / "one").iterdir()} >= {"config.toml", "metrics.jsonl", "student.safetensors", "verdict.json"}
+    tree = next(r for r in written["sizes"] if r["student"].startswith("tree"))
+    assert tree["parameters"] > 1, "a tree is weighed as it was grown"
     student = students.build(*artifact.load(tmp_path / "one" / "student.safetensors"))
     assert student.family == one.verdict["student_family"]
+    assert student.acting_parameters() == one.verdict["search"]["parameters"]
     assert one.verdict["seconds"]["work"] > 0
     found(tmp_path / "two")
     assert (tmp_path / "one" / "student.safetensors").read_bytes() == (tmp_path / "two" / "student.safetensors").read_bytes()
@@ -260,7 +263,12 @@ def test_ctrl_c_leaves_what_was_measured_and_the_search_goes_on_to_the_same_byte
     assert any(r["history"] for r in written["sizes"]) == (rounds > 1)
     with pytest.raises(Misconfigured, match="--resume"):
         found(tmp_path / "out", sizes)
-    monkeypatch.setattr(search, "cost", lambda *given: pytest.fail("a latency is measured once"))
+    weigh = search.cost
+
+    def once(policy, header, how, needed):
+        return weigh(policy, header, how, needed) if getattr(policy, "grown", False) and not needed else pytest.fail("a latency is measured once")
+
+    monkeypatch.setattr(search, "cost", once)
     resumed = search.search(rule, "CartPole-v1", resume=tmp_path / "out")
     assert [r["history"] for r in resumed.frontier] == [r["history"] for r in whole.frontier]
     learnt = [[{k: v for k, v in json.loads(line).items() if "second" not in k} for line in (tmp_path / of / "metrics.jsonl").read_text().splitlines()] for of in ("whole", "out")]

@@ -57,6 +57,8 @@ class Race:
     referee: Referee
     folder: Folder
     show: Callable[[Mapping[str, Any]], None]
+    limits: Any
+    """The search's limits.Limits."""
     next_look: int = field(default_factory=lambda: FIRST)
     looking: float = 0.0
     """Seconds of looks."""

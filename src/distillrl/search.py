@@ -113,7 +113,7 @@ def _search(setup: Setup, words: tuple[str, ...], aim: float, limits: Limits, ep
             pausing.note(folder, setup.config, words, aim, limits, episodes)
         referee = Referee(setup.options, setup.spec, setup.teacher, setup.config.seed, aim, episodes)
         learning = [e for e in entries if e.racing]
-        race = Race(setup, state, entries, seated(setup, state, [e.policy for e in learning]), referee, folder, show)
+        race = Race(setup, state, entries, seated(setup, state, [e.policy for e in learning]), referee, folder, show, limits)
         race.reorder()
         if resumed is not None:
             pausing.restore(race)
@@ -244,7 +244,19 @@ def _look(race: Race, last: bool) -> None:
 def _note(race: Race, entry: Entry, found: Finding, policy: Any) -> None:
     entry.found = found
     entry.saved = ({**policy.header()}, {k: v.clone() for k, v in policy.artifact_tensors().items()})
+    if getattr(policy, "grown", False):  # only what is grown has a size
+        _weigh(race, entry, policy)
     entry.history.append({"env_steps": race.state.progress.env_steps, "round": race.state.progress.round, **found.to_json()})
+
+
+def _weigh(race: Race, entry: Entry, policy: Any) -> None:
+    """What a fitted student costs by now; over a limit it leaves. Its latency is measured once."""
+    limits, known = race.limits, entry.cost.get("latency") if entry.history else None
+    header = {**policy.header(), "provenance": provenance(race.setup, race.setup.config, 0)}
+    found = cost(policy, header, limits.measured_as, limits.latency is not None and known is None)
+    entry.cost = found if known is None else {**found, "latency": known}
+    if (why := limits.over(entry.cost)) and entry.racing:
+        entry.left = f"over the limit: {why}"
 
 
 def _confirmed(race: Race) -> tuple[Entry, dict[str, Any]] | None:
@@ -257,7 +269,7 @@ def _confirmed(race: Race) -> tuple[Entry, dict[str, Any]] | None:
     if smallest is None:
         return None
     aim, tried = race.referee.aim, list[tuple[Entry, dict[str, Any]]]()
-    for entry in sorted((e for e in race.entries if e.saved is not None and e.order >= smallest.order), key=lambda e: e.order):
+    for entry in sorted((e for e in race.entries if e.saved is not None and e.order >= smallest.order and not race.limits.over(e.cost)), key=lambda e: e.order):
         assert entry.saved is not None
         policy = students.build(*entry.saved)
         if not entry.passed:
