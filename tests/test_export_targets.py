@@ -166,6 +166,15 @@ class TestPythonFiles:
             with pytest.raises(ValueError, match=r"categor|bad"):
                 made.Policy().act(bad)
 
+    @pytest.mark.parametrize("bad", [0.5, np.nan, 1e12, None, "x"])
+    def test_what_is_no_whole_number_is_no_category(self, to, bad, tmp_path):
+        need_runtime(to)
+        made = module(exporting.export(CASES["taxi"](), to, tmp_path).files[0])
+        with pytest.raises(ValueError, match=r"observation 'obs': .* was given"):
+            made.Policy().act(np.asarray(bad))
+        with pytest.raises(ValueError, match=r"observation 'obs': .* was given"):
+            made.run([bad, bad])
+
     def test_a_lacking_group_is_refused(self, to, tmp_path):
         need_runtime(to)
         made = module(exporting.export(CASES["several"](), to, tmp_path).files[0])

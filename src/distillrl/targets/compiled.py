@@ -13,7 +13,7 @@ from typing import Any
 from distillrl.errors import Failed, Missing
 from distillrl.targets import c, c_header
 from distillrl.targets.plan import NOISE, Plan, padded
-from distillrl.targets.python import DRAW
+from distillrl.targets.python import DRAW, NUMBERS
 
 
 def write(plan: Plan, passport: Mapping[str, Any], folder: Path, name: str) -> tuple[list[Path], dict[str, Any]]:
@@ -85,6 +85,7 @@ def _module(plan: Plan, passport: Mapping[str, Any], name: str, library: str) ->
         raw_name=rule.raw_name,
         noise=repr(plan.noise),
         draw=DRAW[NOISE[rule.kind]],
+        numbers=NUMBERS,
         single="int(self._out)" if rule.kind == "argmax" else f"self._out.astype({rule.dtype!r}).reshape({rule.shape!r})",
     )
 
@@ -144,6 +145,8 @@ def _drawn(generator, shape):
     return {draw}.astype(np.float32)
 
 
+{numbers}
+
 def _fill(into, obs, lead, generator=None):
     given = obs if isinstance(obs, dict) else {{GROUPS[0][0]: obs}}
     if NOISE and NOISE not in given:
@@ -151,7 +154,7 @@ def _fill(into, obs, lead, generator=None):
     for field, (name, shape) in zip(INPUT.names, GROUPS):
         if name not in given:
             raise ValueError(f"the observation lacks the group {{name!r}}")
-        x = np.asarray(given[name])
+        x = _numbers(name, given[name], INPUT[field].base.name)
         if x.shape != lead + shape:
             raise ValueError(f"observation {{name!r}}: shape {{x.shape}} was given, {{lead + shape}} is right")
         into[field] = x.reshape(lead + into[field].shape[len(lead):])
@@ -188,6 +191,7 @@ class Policy:
         plain = len(GROUPS) == 1 and GROUPS[0][1] == INPUT[0].shape
         self._obs = self._given[INPUT.names[0]] if plain else None
         self._shape = GROUPS[0][1] if plain else None
+        self._any = INPUT[0].base.kind == "f"
 
     def reset(self):
         """Forget: an episode starts."""
@@ -195,7 +199,7 @@ class Policy:
 
     def act(self, obs):
         """The action for one observation."""
-        if self._obs is not None and type(obs) is np.ndarray and obs.shape == self._shape:
+        if self._obs is not None and type(obs) is np.ndarray and obs.shape == self._shape and (self._any or obs.dtype == self._obs.dtype):
             self._obs[...] = obs
         else:
             _fill(self._given, obs, (), self._generator)

@@ -112,6 +112,7 @@ def source(plan: Plan, passport: Mapping[str, Any]) -> str:
         single=_single(plan),
         noise=repr(plan.noise),
         draw=DRAW[NOISE[plan.decode.kind]],
+        numbers=NUMBERS,
         sampled=f"The action is a sample, drawn with Policy(seed); the noise of its own that run() takes is the group {plan.noise!r}." if plan.noise else "The action is the most likely one.",
     )
 
@@ -237,6 +238,18 @@ PRINTERS: dict[type, Callable[[_Printer, Any], str]] = {
 }
 
 
+NUMBERS = '''def _numbers(name, given, held):
+    """An array of the type ``held``; pixels and categories must be such: an image that was scaled to 0 to 1 would be black."""
+    x = np.asarray(given)
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"observation {name!r}: numbers are right, {x.dtype} was given")
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = x.astype(held, copy=False)
+    if made.dtype.kind != "f" and made is not x and (made != x).any():
+        raise ValueError(f"observation {name!r}: {x.dtype} was given that is not whole, NaN or out of range, {held} is right")
+    return made
+'''
+"""Of a file's source: what numbers an observation may have."""
 DRAW = {"gumbel": "generator.gumbel(size=shape)", "logistic": "generator.logistic(size=shape)", "normal": "generator.standard_normal(shape)"}
 
 
@@ -311,9 +324,11 @@ def _drawn(generator, shape):
     return {draw}.astype(np.float32)
 
 
+{numbers}
+
 def _checked(given, name, shape, held, dtype, categories, lead):
     """One group as [..., size], of the type that it is computed in; ``lead`` is how many batch dimensions come first."""
-    x = np.asarray(given, held)
+    x = _numbers(name, given, held)
     if x.shape[lead:] != shape or x.ndim != lead + len(shape):
         raise ValueError(f"observation {{name!r}}: shape {{x.shape}} was given, {{'(n, …) with ' * lead}}{{shape}} is right")
     x = x.reshape(*x.shape[:lead], -1)
