@@ -23,7 +23,7 @@ from distillrl.students.tree import Tree
 
 LEAST = 0.01
 """Share of an action that no state of a leaf was labelled with: it can be tried all the same."""
-STEP = 30.0
+STEP = 20.0
 """A leaf's scores move so many times as far as a network's weights do at the same rate: few states move each of them."""
 FAR = 5.0
 """Where what the critic reads is cut off, in deviations of the tests' thresholds."""
