@@ -145,6 +145,17 @@ def test_the_module_refuses_bad_input_and_resets(tmp_path):
     assert said["family"] == "box"
 
 
+def test_the_module_refuses_what_is_no_whole_number(tmp_path):
+    need("node")
+    shutil.copy(exporting.export(CASES["taxi"](), "js", tmp_path).files[0], tmp_path / "policy.mjs")
+    (tmp_path / "main.mjs").write_text(
+        'import { Policy } from "./policy.mjs";\nconst p = new Policy();\n'
+        "console.log(JSON.stringify([3, 0.5, 1e12, 500].map((x) => { try { return p.act(x) >= 0; } catch (e) { return e.message; } })));\n"
+    )
+    said = json.loads(subprocess.run(["node", tmp_path / "main.mjs"], capture_output=True, text=True, check=True).stdout)
+    assert said == [True, "observation obs holds 0.5, which is not whole or out of range", "observation obs holds 1000000000000, which is not whole or out of range", "a category outside of 0 to 499"]
+
+
 def browser(page, *more: str) -> str:
     """The page's DOM after four seconds of its own clock, in headless Chromium."""
     need("chromium")

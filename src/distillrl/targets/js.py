@@ -345,9 +345,11 @@ function take(into, given, name) {
     if (!(typeof given === "number" && into.length === 1)) throw new RangeError(`observation ${name}: ${into.length} numbers are right, ${given?.length ?? typeof given} were given`);
     given = [given];
   }
+  const whole = !(into instanceof Float32Array || into instanceof Float64Array);
   for (let i = 0; i < into.length; i++) {
     if (!Number.isFinite(given[i])) throw new RangeError(`observation ${name} holds ${given[i]}`);
     into[i] = given[i];
+    if (whole && into[i] !== given[i]) throw new RangeError(`observation ${name} holds ${given[i]}, which is not whole or out of range`);
   }
 }
 
