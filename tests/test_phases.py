@@ -13,7 +13,7 @@ from gymnasium import spaces
 from test_distillation import Corridor, run, small, steer
 
 from distillrl import config as configuration
-from distillrl import envs, evaluation, methods, phases, rounds, students, weights
+from distillrl import envs, evaluation, methods, phases, rounds, selecting, students, weights
 from distillrl.beginning import begin
 from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
@@ -299,3 +299,15 @@ def test_without_a_critic_the_return_collapses_and_with_its_warm_up_it_does_not(
     assert [start for start, *_ in cold] == [start for start, *_ in warm]
     assert any(min(after) < 3 * start for start, *after in cold)
     assert all(min(after) > 1.1 * start for start, *after in warm)
+
+
+def test_a_schedule_by_the_ratio_of_returns_knows_what_random_play_earns():
+    """Returns below 0, as here: without that floor a poor student's ratio to its teacher is above 1, so that the teacher's part is over at once."""
+    setup = settle(small(slots=4, select_episodes=4, backend="gymnasium:1"), steer("discrete"), lambda: Corridor())
+    state = begin(setup)
+    selecting.evaluate_student(setup, state, True)
+    returns = state.progress.returns
+    assert returns["student"] < returns["teacher"] < 0
+    assert returns["random"] < returns["teacher"]
+    worth = (returns["student"] - returns["random"]) / (returns["teacher"] - returns["random"])
+    assert weights.parse("return_ratio(1)")(state.progress) == pytest.approx(1 - max(worth, 0))

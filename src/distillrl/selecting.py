@@ -120,7 +120,7 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
         found = hardcases.search(setup, state)
     state.reached = state.reached or reached
     _keep_best(state, student, mean, reached)
-    known = {who: state.baseline[who] for who in ("teacher",) if who in state.baseline}
+    known: dict[str, float] = {who: state.baseline[who] for who in ("random", "teacher") if who in state.baseline}
     state.progress = replace(state.progress, returns={**known, "student": mean})
     found |= {f"retention.{t.name}": value for t, value in zip(setup.spec.tasks, figures.pop("tasks") or (), strict=False)}
     return {"return.student": mean, "return.teacher": known.get("teacher"), "retention": figures["retention"], "evaluation_steps": state.evaluation_steps, **found}
