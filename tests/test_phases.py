@@ -8,7 +8,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from evidence_cases import Sides
 from gymnasium import spaces
 from test_distillation import Corridor, run, small, steer
 
@@ -18,7 +17,7 @@ from distillrl.beginning import begin
 from distillrl.checkpoints import resume, save
 from distillrl.config import Config, Phase
 from distillrl.dataset import Dataset
-from distillrl.distillation import _end_of_round, _rounds, distill
+from distillrl.distillation import _end_of_round, _rounds
 from distillrl.envs import Seeds
 from distillrl.errors import Misconfigured, Missing
 from distillrl.policies import ACTION
@@ -214,47 +213,9 @@ def test_what_can_not_be_is_said_before_round_0(tmp_path):
     said("phase 1 ends by explained_variance, but none of its terms has a critic", phase=(Phase(terms=kl, until="explained_variance=0.5"),))
     said("unknown objective 'forward_kll'.*forward_kl", phase=(Phase(terms=kl, rounds=1), Phase(terms={"forward_kll": 1})))
     said("teacher_temperature = 0", phase=(Phase(terms=kl, rounds=1), Phase(terms={"forward_kl": {"weight": 1, "teacher_temperature": 0}})))
+    said("finetune.*--student tree", student="tree:leaves=8", finetune=True)
     said("the next state needs a student without memory", student="gru:8", phase=(Phase(terms={"q_learning": 1}),))
-    said("finetune.*--student forest:trees=2,leaves=8", student="forest:trees=2,leaves=8", finetune=True)
-    said("grown before the reward can tune its leaves", student="tree:leaves=8", phase=(Phase(beta="0", terms={"ppo_clip": 1, "return_mse": 1}),))
     assert Config(finetune=True).finetune
-
-
-TUNING = (
-    Phase(beta="power(0)", terms={"forward_kl": 1}, rounds=2, steps=16, first=16),
-    Phase(beta="0", keep="round", sampled=True, terms={"ppo_clip": 1, "return_mse": 0.5}, steps=64, updates=32, lr=1e-3, average=0.0),
-)
-"""A tree, and then its leaves by the reward."""
-
-
-def test_a_trees_leaves_are_tuned_by_the_reward(tmp_path):
-    """The teacher is wrong everywhere, and so is its copy; what is kept is a tree with the same tests that does the other thing."""
-    config = Config(student="tree:leaves=2", phase=TUNING, slots=8, env_steps=6000, until="return=20", worst_of=0, select_episodes=4, verdict_episodes=4, backend="gymnasium:1", checkpoint_seconds=0.0)
-
-    def wrong(obs):
-        return torch.cat([obs[:, :1], -obs[:, :1]], -1)
-
-    made = distill(wrong, Sides, config=config, out=tmp_path / "a")
-    assert made.verdict["teacher"]["return"]["mean"] == 0
-    assert made.verdict["student"]["return"]["mean"] == 20
-    assert made.verdict["student"]["parameters"] == 4  # a test and two leaves: no critic
-    assert "action 1" in (made.folder / "student.txt").read_text()
-    tuned = next(line["round"] for line in lines_of(made) if line["phase"] == 1)
-
-    def stop(metrics):
-        if metrics.get("round") == tuned:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        distill(wrong, Sides, config=config, out=tmp_path / "b", show=stop)
-    on = distill(wrong, Sides, resume=tmp_path / "b")
-    assert (made.folder / "student.safetensors").read_bytes() == (on.folder / "student.safetensors").read_bytes()
-
-
-def test_finetune_of_a_tree_grows_it_first():
-    settled = settle(small(student="tree:leaves=4", finetune=True, backend="gymnasium:1"), steer("discrete"), lambda: Corridor()).config
-    assert [sorted(p.terms) for p in settled.phase[1:]] == [["return_mse"], ["entropy", "ppo_clip", "return_mse"]]
-    assert settled.phase[0].until == "aim, spent=0.25"
 
 
 class Errand(gymnasium.Env):

@@ -37,7 +37,6 @@ from distillrl.records import TASKS, Batch, Progress, over_states
 from distillrl.refit import Refit
 from distillrl.settling import Setup
 from distillrl.states import Drive, Who
-from distillrl.students.tuned import tuned, untuned
 
 INHERITING = 64
 """Steps of each environment by which inherited neurons are weighed."""
@@ -169,8 +168,6 @@ def _head(setup: Setup, drive: Drive) -> str | None:
 def enter_phase(setup: Setup, state: State, number: int) -> State:
     """Make the learner of a phase, after its dry run."""
     phase = setup.config.phase[number]
-    if students.grown(setup.config.student, setup.own):
-        state.student = tuned(state.student) if phases.by_reward(phase) else untuned(state.student)
     wants = phase_wants(setup, state, number)
     phases.fits(phase, number, wants, state.student)
     choosing.check(phase, state.student, setup.teacher, wants)

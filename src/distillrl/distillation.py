@@ -216,10 +216,7 @@ def _phase_over(config: Config, phase: configuration.Phase, state: State, metric
 
 def _next_phase(setup: Setup, state: State) -> None:
     """Go on from the averaged student, which is the one that was measured; what the next phase keeps otherwise begins empty."""
-    if getattr(state.student, "grown", False) and state.best is not None:
-        state.student = students.build(state.best["header"], state.best["tensors"], setup.own)  # of its many trees the best so far
-    else:
-        state.student.load_state_dict(state.gradient.averaged.state_dict())
+    state.student.load_state_dict(state.gradient.averaged.state_dict())
     state.progress, state.phase_round = replace(state.progress, phase=state.progress.phase + 1), 0
     if setup.config.phase[state.progress.phase].keep != state.dataset.keep:
         state.dataset, state.saved_steps, state.first_part = Dataset(expected=state.dataset.expected, storage=state.dataset.storage), 0, state.parts

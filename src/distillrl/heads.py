@@ -33,7 +33,7 @@ def add(student: Any, wanted: Mapping[str, tuple[int, ...]], spec: Spec, generat
     for name, size in wanted.items():
         if name in student.gives:
             continue
-        width = student.out.in_features if hasattr(student, "out") else student.width
+        width = student.out.in_features
         if name == "value":
             student.training_heads[name] = Critic(width, generator, len(spec.tasks))
         elif name == "column":

@@ -185,16 +185,6 @@ def with_finetuning(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     return (*phases[:-1], before, warm, replace(_by_reward({}, "1"), steps=128, updates=16, lr=1e-3))
 
 
-def with_tuning(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """As ``with_finetuning``, of a tree whose leaves are tuned (students/tuned.py): a quarter of the budget to grow it, and longer rounds, as every
-    leaf must be come to often enough to tell which action is best there. The reward reaches further (γ = 0.995): with 0.99 a lander's tree of 197 fell
-    to 57, as what a leaf does shows only when it lands (docs/students.md).
-    """
-    before, warm, reward = with_finetuning(phases)[-3:]
-    before = replace(before, until=before.until.replace("spent=0.5", "spent=0.25"))
-    return (*phases[:-1], before, replace(warm, until="explained_variance=0.5, spent=0.4", steps=512, updates=128, gamma=0.995), replace(reward, steps=512, updates=32, batch=1024, gamma=0.995))
-
-
 def recorded(gives: frozenset[str], spec: Spec) -> tuple[Phase, ...]:
     """What ``auto`` comes to on recorded play: the distribution where it is known, else the action, of every state."""
     return (Phase(beta="1", terms=_any(gives, spec)),)

@@ -53,11 +53,6 @@ def fits(phase: Phase, number: int, wants: frozenset[str], student: Any) -> None
         raise Misconfigured(f"phase {number + 1} ends by explained_variance, but none of its terms has a critic: add return_mse")
 
 
-def by_reward(phase: Phase) -> bool:
-    """Whether it learns from the reward: whether some term reads what the rollout earned."""
-    return any(name in objectives.TABLE and any(w in CRITIC for w in objectives.TABLE[name].needs("discrete")) for name in phase.terms)
-
-
 def asks(phase: Phase, wants: frozenset[str], grown: bool = False) -> bool:
     """Whether a phase asks the teacher anything: by its terms or its driver. Learning by the reward alone does not."""
     alone = phase.rescue == "none" and all(weights.parse(share) == weights.parse(0) for share in (phase.beta, phase.late))

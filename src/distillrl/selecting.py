@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from distillrl import config as configuration
-from distillrl import evaluation, hardcases, offline, repeats, stats, students
+from distillrl import evaluation, hardcases, offline, repeats, stats
 from distillrl.beginning import State, generator
 from distillrl.config import Config
 from distillrl.envs import Seeds
 from distillrl.records import Progress
 from distillrl.refit import Refit
 from distillrl.settling import Setup
-from distillrl.students.tuned import Tuned
 from distillrl.taskwise import means, numbers_of, scale_of, scaled
 
 FREE_EVALUATIONS = 4
@@ -54,23 +53,18 @@ def spent_share(config: Config, progress: Progress) -> float:
 
 
 def evaluation_due(state: State) -> bool:
-    """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps; a fitted student, which is another one
-    each round (of one that is tuned, whole leaves turn), every round: the best of all trees is kept (Bastani 2018, algorithm 1's last line).
+    """Whether it is time: ever rarer, and once a few were free, at most a fifth of all steps; a fitted student, which is
+    another one each round, every round (the best of all trees is kept: Bastani 2018, algorithm 1's last line).
     """
     if state.progress.rounds:
         return offline.due(state)
     if not state.baseline:
         return state.progress.env_steps >= 4096
-    if state.hard["known"] or getattr(state.student, "grown", False) or _turns(state.student):
+    if state.hard["known"] or getattr(state.student, "grown", False):
         return True
     each = state.baseline.get("teacher_steps") or state.evaluation_steps / max(1, state.evaluations)  # what confirms is not counted
     affordable = state.evaluations < FREE_EVALUATIONS or (state.evaluations + 1 - FREE_EVALUATIONS) * each <= 0.25 * state.progress.env_steps
     return affordable and state.progress.env_steps >= state.next_evaluation
-
-
-def _turns(student: Any) -> bool:
-    """Whether it is a tree whose leaves are being tuned."""
-    return isinstance(student, Tuned) and student.scores.requires_grad
 
 
 def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any]:
@@ -107,7 +101,7 @@ def evaluate_student(setup: Setup, state: State, at_last: bool) -> dict[str, Any
     state.evaluations += 1
     state.evaluation_steps += played.steps
     best_yet = state.best is None or mean >= state.best["mean"]
-    if (best_yet and students.grown(config.student, setup.own)) or (_reaches(goal, _figures(setup, state, returns, played.agreement)) and _unsure(setup, state, returns)):
+    if (best_yet and getattr(student, "grown", False)) or (_reaches(goal, _figures(setup, state, returns, played.agreement)) and _unsure(setup, state, returns)):
         returns = _confirmed(setup, state, student, returns)
         mean = float(returns.mean())
     state.next_evaluation = int(state.progress.env_steps * 1.3) if not state.progress.rounds else int(offline.RARER * (state.progress.round + 1))

@@ -29,7 +29,6 @@ from distillrl.policies import Policy
 from distillrl.recordings import Recording
 from distillrl.records import Spec
 from distillrl.refit import weighed_by
-from distillrl.students import tuned
 
 WORST_OF = 500
 """Starts that a grown student, such as a tree, must do well on before its run ends."""
@@ -163,12 +162,9 @@ def _phases(config: Config, gives: frozenset[str], spec: Spec, student: Any) -> 
         found = configuration.with_terms(found, config.terms)
     if config.choose is not None:
         found = tuple(replace(p, choose=config.choose) for p in found)
-    grown = students.grown(config.student, student)
-    found = (methods.with_tuning if grown else methods.with_finetuning)(found) if further else found
-    if grown and any(phases.by_reward(p) for p in found):
-        tuned.check(config.student, spec.action)
-        if phases.by_reward(found[0]) and config.init is None:
-            raise Misconfigured("a tree is grown before the reward can tune its leaves: terms on reward belong in a later phase (--finetune adds it), or name a tree with --init")
+    found = methods.with_finetuning(found) if further else found
+    if further and students.grown(config.student, student):
+        raise Misconfigured(f"--finetune goes on by gradients, but --student {config.student} is grown: take a network, such as mlp:16x16")
     phases.check(found)
     return found
 
