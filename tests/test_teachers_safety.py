@@ -570,7 +570,8 @@ def test_fuzz_yaml(text: str) -> None:
         yamls.read(text.encode(), "here")
 
 
-def test_a_zip_that_is_cut_short_is_told(tmp_path):
-    (tmp_path / "t.zip").write_bytes((Path(__file__).parents[1] / "examples" / "ppo_lunar.zip").read_bytes()[:1000])
+@pytest.mark.parametrize("length", [1000, 50_000, 400_000])  # the second behind a whole zip file inside it
+def test_a_zip_that_is_cut_short_is_told(length, tmp_path):
+    (tmp_path / "t.zip").write_bytes((Path(__file__).parents[1] / "examples" / "ppo_lunar.zip").read_bytes()[:length])
     with pytest.raises(Failed, match="cut short or damaged"):
         teachers.load(tmp_path / "t.zip")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from distillrl.config import Config
 from distillrl.errors import Failed, Misconfigured, nearest
 from distillrl.policies import Player, Policy
 from distillrl.records import Spec
+from distillrl.teachers.archives import names_in
 
 
 @dataclass(frozen=True)
@@ -236,16 +236,11 @@ def _load_path(path: Path, options: Options, spec: Spec | None) -> Policy:
 
 
 def _cut(path: Path) -> bool:
-    """Whether a file begins as a zip and has no table of contents, which stands at its end."""
+    """Whether a file begins as a zip and has no list of members of its own, which stands at its end."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return False
-    try:
-        return not zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # a table of contents that is nonsense
-        return True
+        return file.read(4) == b"PK\x03\x04" and not names_in(path)
 
 
 def _titles() -> str:

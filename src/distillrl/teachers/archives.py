@@ -50,6 +50,8 @@ class Archive:
             self.file = zipfile.ZipFile(io.BytesIO(data) if isinstance(data, bytes) else regular(data))
         except ZIP_ERRORS as error:
             raise Failed(f"{where} is damaged: no whole zip archive ({str(error)[:100]})") from None
+        if _of_another(self.file):
+            raise Failed(f"{where} is cut short: the only list of members in it is that of a zip file inside it")
         self.members: dict[str, zipfile.ZipInfo] = {}
         for info in self.file.infolist():
             self._admit(info)
@@ -136,6 +138,11 @@ def read_json(data: bytes, where: str) -> Any:
         raise Failed(f"{where} is damaged: it is no JSON ({type(error).__name__}: {str(error)[:100]})") from None
 
 
+def _of_another(archive: zipfile.ZipFile) -> bool:
+    """Whether the list of members found at the end lists none at the beginning: of a file that was cut off behind a zip file that it holds."""
+    return min((info.header_offset for info in archive.infolist()), default=0) > 0
+
+
 def names_in(path: Path) -> list[str]:
     """The names in a zip file, for recognising a format; empty where it is none, or damaged."""
     if not path.is_file():
@@ -146,6 +153,6 @@ def names_in(path: Path) -> list[str]:
                 return []
         _check_directory(path, str(path))
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()[:MAX_MEMBERS]
+            return [] if _of_another(archive) else archive.namelist()[:MAX_MEMBERS]
     except (Failed, *ZIP_ERRORS):
         return []
